@@ -274,7 +274,7 @@ class Passes:
         import torch
 
         from blemish.losses.clustering import multi_view
-        from blemish.methods.apmask import look
+        from blemish.methods.selfsupervised import look
 
         student, kind = self.student, self.device.type
         half = self.type == torch.bfloat16

@@ -25,7 +25,7 @@ from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.detector.learned import place
 from blemish.detector.predict import Detector
-from blemish.methods import METHODS, apmask
+from blemish.methods import METHODS, selfsupervised
 from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.methods.trained import TrainedMethod
 from blemish.training import feed, loop, train
@@ -168,7 +168,7 @@ def test_pretraining(masking: str, precision: str, picture: Part) -> None:
     size = Preprocessing(height=96, width=96, mean=learner.backbone.mean, std=learner.backbone.std)
     stream = PictureStream([picture(seed) for seed in range(24)], size, 8)
     made, _ = train(learner, stream, seed=0, identity={})
-    assert made.findings["prototype_usage"] > apmask.LEAST_USAGE
+    assert made.findings["prototype_usage"] > selfsupervised.LEAST_USAGE
     after = learner.backbone.state_dict()
     assert not on(DEVICE, after)
     assert any(not torch.equal(before[name], tensor.cpu()) for name, tensor in after.items())

@@ -22,9 +22,10 @@ from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.detector.fit import configure
 from blemish.methods import METHODS, Method, method_class
-from blemish.methods.apmask import APMask, APMaskConfig
 from blemish.methods.heads import ClassHead
 from blemish.methods.learner import Learner
+from blemish.methods.objectives import OBJECTIVES
+from blemish.methods.selfsupervised import SelfSupervised
 from blemish.training import train
 
 Part = Callable[..., np.ndarray]
@@ -85,7 +86,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(kind, "optimizer", optimizer)
 
-    kinds = {kind for kind in METHODS.values() if issubclass(kind, Learner)} | {APMask}
+    kinds = {kind for kind in METHODS.values() if issubclass(kind, Learner)} | {SelfSupervised}
     for kind in kinds:
         watch(kind)  # type: ignore[type-abstract]
     monkeypatch.setattr(
@@ -174,14 +175,16 @@ def test_whatever_of_guided_is_read_nothing_else_is_trained(
     check(method, learned, lambda: judged(method, images))
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_trained_tensor_of_a_pre_training_changes_the_encoder(
-    learned: list[str], picture: Part
+    objective: str, learned: list[str], picture: Part
 ) -> None:
-    config = APMaskConfig(
+    kind = OBJECTIVES[objective]
+    config = kind.Config(
         backbone="test_vit", image_size=32, local_size=16, picture_size=48, epochs=1, min_steps=3,
         train_batch_size=4, hidden=16, bottleneck=8,
     )  # fmt: skip
-    learner = APMask(config, build("test_vit", weights="random"))
+    learner = kind(config, build("test_vit", weights="random"))
     mean, std = learner.backbone.mean, learner.backbone.std
     size = Preprocessing(height=48, width=48, mean=mean, std=std)
     stream = PictureStream([picture(seed) for seed in range(8)], size, 4)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +20,7 @@ from blemish.bench.suites import Comparison, Entry, Figure, Table
 from blemish.data.layouts import OFFICIAL
 from blemish.detector.fit import configure
 from blemish.errors import ConfigError
+from blemish.methods.objectives import objective_class, objective_of
 
 OWN = """
 title = "Neighbours"
@@ -160,7 +162,16 @@ def test_the_tables_of_the_papers() -> None:
     }
     few = suites.read("agpnet").only(["few-shot"]).tables[0]
     assert isinstance(few, Table)
-    assert [entry.shots for entry in few.entries] == [1] * 3 + [2] * 3 + [4] * 3
+    assert [entry.shots for entry in few.entries] == [1] * 4 + [2] * 5 + [4] * 5
+    baselines = [entry for entry in few.entries if entry.method in ("padim", "patchcore")]
+    assert [(entry.method, entry.recipe, entry.shots) for entry in baselines] == [
+        *(("patchcore", "paper", 1), ("patchcore", "best", 1)),
+        *[
+            (*named, shots)
+            for shots in (2, 4)
+            for named in (("padim", "paper"), ("patchcore", "paper"), ("patchcore", "best"))
+        ],
+    ]
     published = {row.label: row.published for row in few.rows}
     assert published["AGPNet, 4-shot"] == {"image_auroc": 95.2, "pixel_auroc": 97.3}
     assert published["PatchCore, 1-shot"] == {"image_auroc": 83.4, "pixel_auroc": 92.0}
@@ -175,6 +186,43 @@ def test_the_tables_of_the_papers() -> None:
     assert [
         (it.label, it.learnable_parameters, it.flops, it.images_per_second) for it in costs.rows
     ][::4] == [("DRAEM", 97.42, 198.15, 95.17), ("AGPNet", 4.42, 5.63, 326.65)]
+
+
+@pytest.mark.parametrize(
+    ("comparison", "simulators"),
+    [
+        ("guided mvtec", ["cutpaste-3way", "fpi", "pii", "nsa"]),
+        ("guided nih", ["cutpaste", "fpi"]),
+        ("apmask mvtec", ["cutpaste-3way", "nsa"]),
+        ("apmask nih", ["cutpaste", "fpi", "pii"]),
+    ],
+)
+def test_simulators_that_a_table_names_are_measured_in_our_learner(
+    comparison: str, simulators: list[str]
+) -> None:
+    table = COMPARISONS[comparison]
+    lines = [entry for entry in table.entries if "simulators" in entry.settings]
+    assert [tuple(entry.settings["simulators"]) for entry in lines] == [(it,) for it in simulators]
+    (learner, *_) = (it for it in table.entries if it.recipe == lines[0].recipe)
+    for entry, run in zip(lines, plan(lines, {"part": Path("part")}, [0]), strict=True):
+        assert (entry.method, entry.recipe) == ("guided", learner.recipe)
+        assert list(run.config.for_pictures(x_rays=True).simulators) == entry.settings["simulators"]
+        assert any(entry.label.endswith(system.source) for system in table.published)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_patchcore_and_padim_are_measured_by_their_paper_where_they_are_named(
+    comparison: str,
+) -> None:
+    table = COMPARISONS[comparison]
+    named = {system.source.lower() for system in table.published} & {"patchcore", "padim"}
+    if comparison.endswith(" nih"):
+        named |= {"patchcore", "padim"}
+    for method in named:
+        own = [each for each in table.entries if (each.method, each.recipe) == (method, "paper")]
+        assert [each.settings.get("backbone") for each in own] == [None, "focus_vits14"]
+        for run in plan(own, {"part": Path("part")}, [0], assignments=["image_size=128"]):
+            assert run.config.smoothing == 4 / 224  # the recipe's, on either encoder
 
 
 MAIN = """
@@ -258,12 +306,15 @@ def test_the_ablations_of_pre_training_are_those_of_the_paper() -> None:
     }
     published = {row.label: row.published["image_auroc"] for row in objective.rows if row.published}
     assert published == {"DINO": 97.0, "iBOT": 97.1, "MSN": 97.9, "APMask": 98.3}
-    assert [row.label for row in objective.rows if not row.settings] == ["iBOT", "MSN"]
-    assert {entry.label for entry in suite.entries()}.isdisjoint({"iBOT", "MSN"})
     runs = plan(suite.entries(), {"part": Path("part")}, [0])
-    assert len(runs) == 13  # lines that several tables have are measured once
-    asked = [one.config.pretraining_config for one in runs]
-    assert [config.objective for config in asked if config] == ["clusters"] * 10 + ["dino"] * 2
+    assert len(runs) == 16  # lines that several tables have are measured once
+    asked = [config for one in runs if (config := one.config.pretraining_config)]
+    assert Counter(map(objective_of, asked)) == {
+        **{objective_class("apmask"): 10, objective_class("dino"): 2},
+        **{objective_class(name): 1 for name in ("ibot", "msn", "swav")},
+    }
+    assert {config.epochs for config in asked} == {300}
+    assert {config.prototypes for config in asked} == {20, 1024, 3000, 8192}
 
 
 def test_a_file_of_ones_own(own: Path) -> None:

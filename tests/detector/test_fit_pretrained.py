@@ -24,7 +24,7 @@ from blemish.cli.status import ERROR, WELL
 from blemish.detector import fit as fitting
 from blemish.detector.predict import Detector
 from blemish.errors import CollapseError, ConfigError, OutputError
-from blemish.methods import apmask
+from blemish.methods import selfsupervised
 from blemish.methods.apmask import APMaskConfig
 from blemish.methods.guided_config import GuidedConfig
 from blemish.report import figures
@@ -298,8 +298,8 @@ def test_what_is_said_of_it(whole: Detector) -> None:
 def test_a_collapse_on_the_command_line(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apmask, "SETTLED", 2)
-    monkeypatch.setattr(apmask, "LEAST_USAGE", 100.0)
+    monkeypatch.setattr(selfsupervised, "SETTLED", 2)
+    monkeypatch.setattr(selfsupervised, "LEAST_USAGE", 100.0)
     command = ("fit", "guided", folder, "-o", tmp_path / "part.blemish", *OPTIONS)
     status, out, err = run(*command)
     assert (status, out) == (ERROR, "")

@@ -34,7 +34,7 @@ from blemish.errors import (
     OutputError,
     WeightsError,
 )
-from blemish.methods import apmask
+from blemish.methods import selfsupervised
 from blemish.report import figures, health
 from blemish.types import Progress
 
@@ -107,8 +107,8 @@ def interrupt_after(step: int) -> Progress:
 
 
 def collapse_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apmask, "SETTLED", step)
-    monkeypatch.setattr(apmask, "LEAST_USAGE", 100.0)
+    monkeypatch.setattr(selfsupervised, "SETTLED", step)
+    monkeypatch.setattr(selfsupervised, "LEAST_USAGE", 100.0)
 
 
 def not_blank(path: Path) -> bool:
@@ -301,6 +301,7 @@ def test_a_log_that_cannot_be_written(parts: list[np.ndarray], tmp_path: Path) -
 def test_settings(parts: list[np.ndarray]) -> None:
     assert configure(recipe="paper").epochs == 300
     assert configure(values={"masking": "none"}, assignments=["masking=random"]).masking == "random"
+    assert configure(objective="swav", recipe="paper").prototypes == 3000
     with pytest.raises(ConfigError, match="unknown recipe of apmask 'papre'; did you mean 'paper'"):
         configure(recipe="papre")
     for masking in ("none", "random", "block"):
@@ -309,6 +310,8 @@ def test_settings(parts: list[np.ndarray]) -> None:
         )
     with pytest.raises(ConfigError, match="either a whole config"):
         blemish.pretrain(parts, config=configure(), masking="none")
+    with pytest.raises(ConfigError, match="objective msn and a config of apmask"):
+        blemish.pretrain(parts, config=configure(), objective="msn")
     with pytest.raises(ConfigError, match="lo < hi"):
         blemish.pretrain(parts, window=(2, 1), **TINY)
     encoder = blemish.pretrain(
@@ -316,6 +319,26 @@ def test_settings(parts: list[np.ndarray]) -> None:
     )
     assert isinstance(encoder, Encoder)
     assert encoder.manifest["recipe"] is None
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot", "msn", "swav"])
+def test_the_other_objectives(
+    objective: str, run: Run, good_folder: Path, tmp_path: Path, parts: list[np.ndarray]
+) -> None:
+    output = tmp_path / "encoder.safetensors"
+    status, _, _ = run("pretrain", good_folder, "-o", output, "--objective", objective, *OPTIONS)
+    assert status == WELL
+    manifest = artifact.read(output)[1]
+    assert manifest["pretraining"] == objective
+    assert manifest["config"]["prototypes"] == 4
+    assert manifest["training"]["findings"]["prototype_usage"] > 1
+    assert f"pre-trained by {objective}" in run("inspect", output)[1]
+    start = build("test_vit", weights="random", seed=0).model.state_dict()
+    assert not same(load_file(output), start)
+    whole = configure(objective=objective, values=SETTINGS)
+    for how in ({"config": whole}, {"objective": objective, **SETTINGS}):
+        made = blemish.pretrain(parts, weights="random", device="cpu", **how)
+        assert made.manifest["pretraining"] == objective
 
 
 def test_no_picture_can_be_read(tmp_path: Path) -> None:
@@ -378,6 +401,9 @@ def test_a_wrong_command(run: Run, good_folder: Path, tmp_path: Path) -> None:
     for more, says in [
         (("--masking", "attentive"), "masking: 'attentive' is not one of none, random"),
         (("--set", "mask_ration=0.2"), "did you mean 'mask_ratio'"),
+        (("--objective", "mns"), "unknown objective 'mns'; did you mean 'msn'"),
+        (("--objective", "swav", "--masking", "none"), "masking"),
+        (("--objective", "msn", "--recipe", "papre"), "unknown recipe of msn 'papre'"),
         (("--set", "backbone=test_resnet"), "apmask needs a ViT"),
         (("--time-budget", "0"), "--time-budget 0: a positive finite number"),
     ]:

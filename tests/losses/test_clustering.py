@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from blemish.errors import ConfigError
-from blemish.losses import centred, clustering, mean_over_processes, multi_view, sinkhorn
+from blemish.losses import (
+    centred,
+    clustering,
+    entropy_missing,
+    gathered,
+    masked_prediction,
+    mean_over_processes,
+    multi_view,
+    own_share,
+    sinkhorn,
+    swapped,
+)
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -91,6 +102,66 @@ def test_multi_view_and_its_gradient_against_loops() -> None:
     np.testing.assert_allclose(logits.grad, slopes, rtol=1e-4, atol=1e-7)
 
 
+def test_swapped_and_its_gradient_against_loops() -> None:
+    targets = torch.rand(2, 4, 5).softmax(2)
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    loss = swapped(list(targets), [each.log_softmax(1) for each in logits])
+    loss.backward()  # type: ignore[no-untyped-call]
+    total, slopes = 0.0, np.zeros((3, 4, 5))
+    for wanted_view, view, picture in np.ndindex(2, 3, 4):
+        if view == wanted_view:
+            continue
+        powers = np.exp(logits[view, picture].detach().double().numpy())
+        wanted = targets[wanted_view, picture].double().numpy()
+        for prototype in range(5):
+            share = powers[prototype] / sum(powers)
+            total -= wanted[prototype] * math.log(share) / 4 / 4  # pairs of views, pictures
+            slopes[view, picture, prototype] += (share - wanted[prototype]) / 4 / 4
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    np.testing.assert_allclose(logits.grad, slopes, rtol=1e-4, atol=1e-7)
+
+
+def test_the_missing_entropy_and_its_gradient_against_loops() -> None:
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    loss = entropy_missing([each.log_softmax(1) for each in logits])
+    loss.backward()  # type: ignore[no-untyped-call]
+    powers = np.exp(logits.detach().double().numpy())
+    shares = powers / powers.sum(2, keepdims=True)
+    mean = [sum(shares[view, row, k] for view, row in np.ndindex(3, 4)) / 12 for k in range(5)]
+    total = math.log(5) + sum(share * math.log(share) for share in mean)
+    slopes = np.empty((3, 4, 5))
+    for view, row, prototype in np.ndindex(3, 4, 5):
+        own = shares[view, row]
+        steepness = [math.log(share) + 1 for share in mean]
+        middle = sum(own[k] * steepness[k] for k in range(5))
+        slopes[view, row, prototype] = own[prototype] * (steepness[prototype] - middle) / 12
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    np.testing.assert_allclose(logits.grad, slopes, rtol=1e-3, atol=1e-7)
+    assert entropy_missing([torch.full((2, 5), 0.2).log()]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_masked_prediction_and_its_gradient_against_loops() -> None:
+    hidden = torch.zeros(4, 6, dtype=torch.bool)
+    hidden[0, [1, 4]] = hidden[2, [0, 2, 5]] = hidden[3, 3] = True  # of the second picture none
+    targets = torch.rand(6, 5).softmax(1)
+    logits = torch.randn(6, 5, requires_grad=True)
+    loss = masked_prediction(targets, logits.log_softmax(1), hidden)
+    loss.backward()  # type: ignore[no-untyped-call]
+    total, row, slopes = 0.0, 0, np.empty((6, 5))
+    for count in (2, 0, 3, 1):
+        for _ in range(count):
+            powers = np.exp(logits[row].detach().double().numpy())
+            for prototype in range(5):
+                share, wanted = powers[prototype] / sum(powers), targets[row, prototype].item()
+                total -= wanted * math.log(share) / count / 4
+                slopes[row, prototype] = (share - wanted) / count / 4
+            row += 1
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    np.testing.assert_allclose(logits.grad, slopes, rtol=1e-4, atol=1e-7)
+    nothing = masked_prediction(targets[:0], logits[:0], hidden & False)
+    assert nothing.item() == 0
+
+
 class Group:
     """What `torch.distributed` is to the functions: sums and maxima over threads, which stand for
     processes; each has to ask as often as the others, in the same order.
@@ -111,6 +182,16 @@ class Group:
 
     def get_world_size(self) -> int:
         return len(self.given)
+
+    def get_rank(self) -> int:
+        return int(self.rank.number)
+
+    def all_gather(self, parts: list[Tensor], tensor: Tensor) -> None:
+        self.given[self.rank.number] = tensor.clone()
+        self.barrier.wait()
+        for part, given in zip(parts, self.given, strict=True):
+            part.copy_(given)
+        self.barrier.wait()
 
     def all_reduce(self, tensor: Tensor, op: Any = ReduceOp.SUM) -> None:
         self.given[self.rank.number] = tensor.clone()
@@ -152,3 +233,35 @@ def test_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [share.tolist() for share in shares] == [[1, 2], [3, 8], [5, 2]]  # as they were
     monkeypatch.undo()
     assert mean_over_processes(shares[1]).tolist() == [3, 8]
+
+
+def test_the_missing_entropy_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the value of all, and the mean of the gradients is that of all."""
+    rows = torch.randn(12, 5)
+    whole = rows.clone().requires_grad_()
+    expected = entropy_missing([whole.log_softmax(1)])
+    expected.backward()  # type: ignore[no-untyped-call]
+    shares = tuple(part.clone().requires_grad_() for part in rows.split(4))  # type: ignore[no-untyped-call]
+
+    def work(own: Tensor) -> Tensor:
+        loss = entropy_missing([own.log_softmax(1)])
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    for value in together(work, shares, monkeypatch):
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    found = torch.cat([share.grad / 3 for share in shares if share.grad is not None])
+    torch.testing.assert_close(found, whole.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_rows_of_all_processes_and_the_share_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.arange(12.0).reshape(6, 2)
+    for got in together(gathered, rows.split(2), monkeypatch):  # type: ignore[no-untyped-call]
+        assert torch.equal(got, rows)
+    monkeypatch.undo()
+    found = together(own_share, (rows, rows, rows), monkeypatch)
+    assert sorted(torch.cat(found).tolist()) == rows.tolist()
+    assert [len(part) for part in found] == [2, 2, 2]
+    monkeypatch.undo()
+    assert torch.equal(gathered(rows), rows)
+    assert torch.equal(own_share(rows), rows)

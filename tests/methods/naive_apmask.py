@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blemish.methods.apmask import APMaskConfig
+from blemish.methods.dino import DINOConfig
+from blemish.methods.masked import MaskedConfig
 
 PATCH = 16
 Weights = dict[str, Tensor]
@@ -45,6 +46,19 @@ def encoded(
     """The final [CLS] token D of a picture 3 H W, and the last block's attention to each patch, of
     sum 1 in each of 2 heads, whose mean it is.
     """
+    found, attention = tokens_of(weights, picture, kept)
+    return found[0], attention
+
+
+def tokens_of(
+    weights: Weights,
+    picture: Tensor,
+    kept: list[int] | None = None,
+    masked: list[int] | None = None,
+) -> tuple[Tensor, list[float]]:
+    """The final tokens, [CLS] first, of a picture of which only the patches `kept` are shown, and
+    for those `masked` the mask token; and the attention as of `encoded`.
+    """
     side, name = picture.shape[1] // PATCH, "backbone.model"
     table = weights[f"{name}.pos_embed"][0]
     square = table[1:].T.reshape(1, -1, 10, 10)
@@ -55,6 +69,8 @@ def encoded(
         top, left = row * PATCH, column * PATCH
         patch = picture[:, top : top + PATCH, left : left + PATCH].double()
         value = (kernel * patch).sum((1, 2, 3)) + weights[f"{name}.patch_embed.proj.bias"]
+        if place in (masked or []):
+            value = weights["mask_token"]
         if kept is None or place in kept:
             tokens.append(value + places[place])
     x = torch.stack(tokens)  # N D
@@ -72,7 +88,8 @@ def encoded(
         wide = gelu(linear(normed(x, weights, f"{block}.norm2"), weights, f"{block}.mlp.fc1"))
         x = x + linear(wide, weights, f"{block}.mlp.fc2")
     over_patches = torch.stack([row / row.sum() for row in looked])  # each head counts alike
-    return normed(x[0], weights, f"{name}.norm"), over_patches.mean(0).tolist()
+    final = torch.stack([normed(row, weights, f"{name}.norm") for row in x])
+    return final, over_patches.mean(0).tolist()
 
 
 def projected(weights: Weights, cls: Tensor) -> Tensor:
@@ -90,8 +107,13 @@ def log_shares(scores: Tensor, temperature: float) -> Tensor:
     return scores / temperature - torch.log(torch.exp(scores / temperature).sum())
 
 
-def sinkhorn(scores: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores / 0.05)
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores)
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def sinkhorn(scores: np.ndarray, epsilon: float = 0.05) -> np.ndarray:
+    shares = np.exp(scores / epsilon)
     for _ in range(3):
         shares /= shares.sum(0) * shares.shape[1]
         shares /= shares.sum(1, keepdims=True) * shares.shape[0]
@@ -102,21 +124,18 @@ def expected_loss(
     student: Weights,
     teacher: Weights,
     views: tuple[Tensor, Tensor, Tensor],
-    config: APMaskConfig,
+    config: MaskedConfig,
     centre: np.ndarray,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Eq. 1, and the readings but for the usage, of the first step."""
+    """Eq. 1, and the readings but for the usage, of the first step; of APMask or DINO."""
     whole, wide, narrow = views
     count = len(whole)
     seen = [encoded(teacher, picture)[0] for picture in whole]
     shown = [projected(teacher, cls) for cls in seen]
-    judge = student if config.objective == "clusters" else teacher
+    dino = isinstance(config, DINOConfig)
+    judge = teacher if dino else student
     scores = np.array([(judge["head.prototypes"] @ z).tolist() for z in shown])
-    if config.objective == "clusters":
-        targets = sinkhorn(scores)
-    else:
-        powers = np.exp((scores - centre) / 0.04)
-        targets = powers / powers.sum(1, keepdims=True)
+    targets = softmax((scores - centre) / 0.04) if dino else sinkhorn(scores)
     total, agreement = torch.zeros((), dtype=torch.float64), 0.0
     for number, picture in enumerate([*wide, *narrow]):
         kept = None
@@ -129,14 +148,21 @@ def expected_loss(
             total = total - share * value / (count * (1 + config.local_views))
         if number < count:
             agreement += float(z.detach() @ shown[number]) / count
+    return total, readings(targets, agreement, seen, shown)
+
+
+def readings(
+    targets: np.ndarray, agreement: float, seen: list[Tensor], shown: list[Tensor]
+) -> dict[str, float]:
+    """The signs of health of a step, but for the usage, of [CLS] tokens and their features."""
     entropies = [-sum(share * math.log(share) for share in row if share > 0) for row in targets]
 
     def spread(rows: list[Tensor]) -> float:
         values = np.array([row.tolist() for row in rows])
-        return math.sqrt(sum(sum((row - values.mean(0)) ** 2) for row in values) / count)
+        return math.sqrt(sum(sum((row - values.mean(0)) ** 2) for row in values) / len(rows))
 
-    return total, {
-        "assignment_entropy": sum(entropies) / count / math.log(config.prototypes),
+    return {
+        "assignment_entropy": sum(entropies) / len(targets) / math.log(targets.shape[1]),
         "agreement": agreement,
         "feature_spread": spread([unit(cls) for cls in seen]),
         "projection_spread": spread(shown),

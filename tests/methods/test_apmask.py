@@ -11,163 +11,69 @@ import numpy as np
 import pytest
 import torch
 from naive_apmask import (
+    Weights,
     encoded,
     expected_loss,
     log_shares,
     most_attended,
     projected,
-    unit,
     weights_of,
+)
+from small_objectives import (
+    batch_of,
+    check_a_step,
+    learner,
+    names,
+    pictures,
+    sharp,
+    started,
+    step,
 )
 from torch import Tensor
 
-from blemish.backbones import VitBackbone, build
+from blemish.backbones import build
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.errors import CollapseError, ConfigError
-from blemish.methods import apmask
+from blemish.methods import selfsupervised
 from blemish.methods.apmask import APMask, APMaskConfig
-from blemish.methods.learner import TrainingBatch
-from blemish.methods.views import view
+from blemish.methods.dino import DINO
+from blemish.methods.objectives import OBJECTIVES
+from blemish.methods.views import Augmentation, view
 from blemish.training import train
 
 SQUARE = Preprocessing(height=64, width=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-TINY: dict[str, Any] = {
-    "backbone": "test_vit",
-    "image_size": 48,  # 9 patches, of which 7 are kept
-    "local_size": 32,  # 4 patches, of which 3 are kept
-    "picture_size": 64,
-    "local_views": 2,
-    "prototypes": 5,
-    "hidden": 32,
-    "bottleneck": 16,
-    "train_batch_size": 4,
-}
-
-
-def sharp() -> VitBackbone:
-    """A backbone whose [CLS] token looks at some patches more than at others: with random weights
-    it hardly does.
-    """
-    backbone = cast(VitBackbone, build("test_vit", weights="random", seed=3))
-    with torch.no_grad():
-        for block in backbone.model.blocks:
-            block.attn.qkv.weight[:128] *= 12
-    return backbone
-
-
-def learner(**settings: Any) -> APMask:
-    return APMask(APMaskConfig(**(TINY | settings)), sharp())
-
-
-def started(**settings: Any) -> APMask:
-    """In training, the student a little ahead of its teacher."""
-    method = learner(**settings)
-    method.start_training(batch_of(pictures()))
-    method.train()
-    with torch.no_grad():
-        for parameter in (*method.backbone.parameters(), *method.head.parameters()):
-            parameter.add_(torch.randn(parameter.shape) * 0.02)
-    method.head.normalise()
-    return method
-
-
-def pictures(count: int = 4, side: int = 64) -> Tensor:
-    """Normalised noise (the test backbone's mean and deviation are 0.5), dark to bright."""
-    return torch.rand(count, 3, side, side) * torch.linspace(0.6, 2, count)[:, None, None, None] - 1
-
-
-def batch_of(images: Tensor) -> TrainingBatch:
-    return TrainingBatch(images, {})
-
-
-def step(
-    method: APMask,
-    images: Tensor,
-    optimizer: torch.optim.Optimizer,
-    number: int = 1,
-    steps: int = 10,
-) -> float:
-    """What the engine does in a step, but for its clipping."""
-    loss = method.training_step(batch_of(images), (number - 1) / steps)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    method.after_step(number, steps)
-    return loss.item()
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"masking": "none", "local_views": 0}, {"objective": "dino", "local_views": 0}],
-    ids=["clusters", "unmasked", "dino"],
+    ("kind", "settings"),
+    [
+        (APMask, {}),
+        (APMask, {"masking": "none", "local_views": 0}),
+        (DINO, {"local_views": 0}),
+        (DINO, {"masking": "attention", "local_views": 0}),
+    ],
+    ids=["clusters", "unmasked", "dino", "dino masked"],
 )
 def test_a_whole_step_against_loops(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    kind: type[APMask | DINO], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = started(learning_rate=0.01, layer_decay=0.5, momentum=0.9, **settings)
-    assert method.teacher is not None
-    with torch.no_grad():
-        method.centre.copy_(torch.linspace(-0.1, 0.1, 5))
-    centre = method.centre.double().numpy().copy()
-    views = (pictures(2, 48), pictures(2, 48), pictures(4, 32)[: 2 * method.config.local_views])
-    monkeypatch.setattr(method, "views", lambda images: views)
-    before = weights_of(method)
-    student = {name: before[name].requires_grad_() for name, _ in names(method)}
-    teacher = weights_of(method.teacher)
-    expected, readings = expected_loss(student, teacher, views, method.config, centre)
-    found = torch.autograd.grad(expected, list(student.values()))
-    gradients = dict(zip(student, found, strict=True))
-    optimizer = method.optimizer()
+    method = started(kind, learning_rate=0.01, layer_decay=0.5, momentum=0.9, **settings)
+    centre = np.linspace(-0.1, 0.1, 5)
+    if isinstance(method, DINO):
+        method.centre.copy_(torch.as_tensor(centre))
 
-    assert step(method, pictures(2), optimizer) == pytest.approx(expected.item(), rel=1e-5)
-    for name, value in readings.items():
-        assert method.readings[name] == pytest.approx(value, rel=1e-4), name
-    after = {}
-    for name, parameter in names(method):
-        gradient, start = gradients[name], student[name].detach()
-        assert parameter.grad is not None, name
-        largest = gradient.abs().max().item()
-        close = {"rtol": 1e-3, "atol": 2e-4 * largest + 1e-8}
-        torch.testing.assert_close(parameter.grad.double(), gradient, **close)
-        blocks = name.startswith("backbone.model.blocks.")
-        distance = 6 - int(name.split(".")[3]) if blocks else 7 * name.startswith("backbone.model.")
-        rate = 0.01 * 0.5 ** (0 if name.startswith("backbone.model.norm.") else distance)
-        decay = 0.04 if start.ndim > 1 else 0.0
-        # AdamW's first step; the sign of what is nothing but rounding is not known.
-        moved = start * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
-        known = gradient.abs() > 1e-3 * largest + 1e-6
-        if name == "head.prototypes":
-            moved = torch.stack([unit(row) for row in moved])
-        got = parameter.detach().double()
-        torch.testing.assert_close(got[known], moved[known], rtol=1e-5, atol=1e-3 * rate)
-        # The keys' bias has no effect; and few of the positions lie where such small pictures read
-        # them.
-        least = {"pos_embed": 0.01, "bias": 0.3}.get(name.rsplit(".", 1)[-1], 0.5)
-        assert known.double().mean() > least, name
-        after[name] = got
-    # The teacher follows by a tenth.
-    for name, tensor in method.teacher.state_dict().items():
-        mean = 0.9 * teacher[name] + 0.1 * after[name]
-        if name == "head.prototypes":
-            mean = torch.stack([unit(row) for row in mean])
-        torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-7)
-    if method.config.objective == "dino":
+    def expected(student: Weights, teacher: Weights, views: Any) -> Any:
+        return expected_loss(student, teacher, views, method.config, centre)
+
+    teacher, views = check_a_step(method, expected, monkeypatch)  # the teacher follows by a tenth
+    if isinstance(method, DINO):
         shown = [
             teacher["head.prototypes"] @ projected(teacher, encoded(teacher, each)[0])
             for each in views[0]
         ]
         moved_centre = 0.9 * centre + 0.1 * torch.stack(shown).mean(0).numpy()
         np.testing.assert_allclose(method.centre, moved_centre, rtol=1e-4, atol=1e-6)
-
-
-def names(method: APMask) -> list[tuple[str, torch.nn.Parameter]]:
-    """What is learned."""
-    return [
-        (name, parameter)
-        for name, parameter in method.named_parameters()
-        if not name.startswith("teacher.")
-    ]
 
 
 # Masks
@@ -234,11 +140,11 @@ def test_random_masks_are_each_different_and_fall_anywhere() -> None:
 def test_the_views_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def note(pixels: Tensor, size: tuple[int, int], **how: Any) -> Tensor:
+    def note(pixels: Tensor, size: tuple[int, int], how: Augmentation) -> Tensor:
         asked.append((size, how))
-        return view(pixels, size, **how)
+        return view(pixels, size, how)
 
-    monkeypatch.setattr(apmask, "view", note)
+    monkeypatch.setattr(selfsupervised, "view", note)
     method = learner(local_views=3, image_size=50, local_size=20)  # rounded to what 16 divides
     images = pictures(2)
     whole, wide, narrow = method.views(images)
@@ -246,9 +152,9 @@ def test_the_views_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert narrow.shape == (6, 3, 16, 16)
     wide_area, narrow_area = (0.4, 1.0), (0.05, 0.4)
     assert asked == [
-        ((48, 48), {"area": wide_area, "blur": 1.0}),
-        ((48, 48), {"area": wide_area, "blur": 0.1, "solarise": 0.2}),
-        *[((16, 16), {"area": narrow_area, "blur": 0.5})] * 3,
+        ((48, 48), Augmentation(area=wide_area, blur=1.0)),
+        ((48, 48), Augmentation(area=wide_area, blur=0.1, solarise=0.2)),
+        *[((16, 16), Augmentation(area=narrow_area, blur=0.5))] * 3,
     ]
     assert not torch.equal(whole, wide)
     for made in (whole, wide, narrow):
@@ -380,7 +286,7 @@ def test_a_head_that_tells_no_picture_apart_is_a_collapse() -> None:
     assert method.teacher is not None
     optimizer = method.optimizer()
     step(method, pictures(), optimizer)
-    assert method.readings["projection_spread"] > 3 * apmask.LEAST_TOLD_APART
+    assert method.readings["projection_spread"] > 3 * selfsupervised.LEAST_TOLD_APART
     method.recent.zero_()  # what it was before would count for long
     with torch.no_grad():
         for head in (method.head, method.teacher.head):
@@ -388,11 +294,11 @@ def test_a_head_that_tells_no_picture_apart_is_a_collapse() -> None:
                 if isinstance(layer, torch.nn.Linear):
                     layer.weight.mul_(0.1)
                     layer.bias.fill_(0.1)
-    for number in range(2, apmask.SETTLED):  # what one batch says is not believed
+    for number in range(2, selfsupervised.SETTLED):  # what one batch says is not believed
         method._noted = noted([0.2] * 5, apart=0.0)
         method.after_step(number, 100)
     with pytest.raises(CollapseError, match=r"at step 50: the head's features of all.*learning_r"):
-        step(method, pictures(), optimizer, apmask.SETTLED, 100)
+        step(method, pictures(), optimizer, selfsupervised.SETTLED, 100)
 
 
 # Training
@@ -407,7 +313,7 @@ def test_the_head_starts_from_how_the_pictures_differ(centred: bool) -> None:
     method.start_training(batch_of(images))
     torch.manual_seed(4)
     views = method.views(images)[0]
-    seen = apmask.look(method.backbone, method.head, views)[0].detach()
+    seen = selfsupervised.look(method.backbone, method.head, views)[0].detach()
     cls = seen.double()
     if centred:
         cls = (cls - cls.mean(0)) / cls.std(0, correction=0)
@@ -481,13 +387,18 @@ def test_settings_out_of_range(setting: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", APMaskConfig.recipes())
-def test_no_view_is_enlarged(recipe: str) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_view_is_enlarged(objective: str, recipe: str) -> None:
     """What is decoded is as large as the smallest crop needs (the papers crop from 700 to 1,024
     pixels).
     """
-    config = APMaskConfig.recipes()[recipe]()
-    for size, least in ((config.image_size, 0.4), (config.local_size, 0.05)):
-        assert config.picture_size * math.sqrt(least * 3 / 4) >= size
+    kind = OBJECTIVES[objective]
+    config = kind.Config.recipes()[recipe]()
+    for size, how in (
+        *((config.image_size, each) for each in kind.global_views),
+        (config.local_size, kind.local_view),
+    ):
+        assert config.picture_size * math.sqrt(how.area[0] * 3 / 4) >= size
 
 
 def test_it_needs_a_vit_with_cls() -> None:

@@ -20,9 +20,14 @@ from blemish.backbones import build
 from blemish.errors import ConfigError
 from blemish.images import decode
 from blemish.methods.apmask import APMaskConfig
+from blemish.methods.dino import DINOConfig
 from blemish.methods.guided import Guided
 from blemish.methods.guided_config import GuidedConfig
+from blemish.methods.ibot import IBOTConfig
 from blemish.methods.learner import TrainingBatch
+from blemish.methods.msn import MSNConfig
+from blemish.methods.selfsupervised import SelfSupervisedConfig
+from blemish.methods.swav import SwAVConfig
 from blemish.types import Progress
 
 pytestmark = pytest.mark.usefixtures("small_head")
@@ -213,7 +218,14 @@ def test_the_pre_training_that_belongs_to_the_settings() -> None:
     sizes = {"image_size": 317, "local_size": 136, "picture_size": 724}  # by √2: twice the area
     assert ours.pretraining_config == replace(APMaskConfig(), epochs=7, **chosen, **sizes)
     dino = GuidedConfig(pretraining="dino").pretraining_config
-    assert dino == APMaskConfig(objective="dino", epochs=300)
+    assert dino == DINOConfig(masking="attention", epochs=300)
+    kinds: dict[Any, type[SelfSupervisedConfig]] = {
+        **{"msn": MSNConfig, "swav": SwAVConfig, "ibot": IBOTConfig}
+    }
+    for name, kind in kinds.items():  # masks are their own
+        made = GuidedConfig(pretraining=name, pretraining_recipe="paper", masking="none")
+        expected = replace(kind.paper(), backbone=made.backbone)
+        assert made.pretraining_config == expected
 
 
 def test_what_x_rays_change() -> None:
@@ -225,7 +237,14 @@ def test_what_x_rays_change() -> None:
         assert poster.for_pictures(x_rays=x_rays).simulators == ("guided",)  # hard, everywhere
         chosen = replace(best, simulators=("nsa", "guided"))
         assert chosen.for_pictures(x_rays=x_rays).simulators == ("nsa", "guided")
-        for asked in ("apmask", "dino", "none"):  # whoever asks for it by name gets it
+        for asked in (
+            "apmask",
+            "dino",
+            "ibot",
+            "msn",
+            "swav",
+            "none",
+        ):  # whoever asks for it by name gets it
             config = replace(paper, pretraining=asked)
             assert config.for_pictures(x_rays=x_rays).pretraining == asked
     assert paper.for_pictures(x_rays=True).pretraining_config is None

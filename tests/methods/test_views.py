@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from blemish.methods import views
-from blemish.methods.views import blurred, cropped, far_from_a_place, most, recoloured, view
+from blemish.methods.views import (
+    Augmentation,
+    block_of,
+    blurred,
+    cropped,
+    far_from_a_place,
+    most,
+    recoloured,
+    view,
+)
 
 
 @pytest.mark.parametrize("ratio", [0.15, 0.29, 0.3, 0.5, 0.99])
@@ -43,6 +52,17 @@ def test_a_block_lies_together(grid: tuple[int, int]) -> None:
         assert reached == lost
         shapes.add(frozenset(lost))
     assert len(shapes) > 5
+
+
+def test_a_block_of_a_share_is_what_lies_nearest() -> None:
+    shares = torch.tensor([0.0, 0.1, 0.29, 0.5, 0.99])
+    torch.manual_seed(2)
+    far = far_from_a_place(5, (10, 10))
+    torch.manual_seed(2)
+    found = block_of((10, 10), shares)
+    assert found.sum(1).tolist() == [0, 10, 29, 50, 99]
+    for distances, hidden in zip(far[1:], found[1:], strict=True):
+        assert distances[hidden].max() <= distances[~hidden].min()
 
 
 @pytest.mark.parametrize(
@@ -85,30 +105,33 @@ def bilinear(part: Tensor, y: float, x: float) -> Tensor:
     return above * (1 - wy) + below * wy
 
 
-def test_colours_against_loops() -> None:
+@pytest.mark.parametrize("most_by", [(0.4, 0.4, 0.2, 0.1), (0.8, 0.6, 0.7, 0.2)])
+def test_colours_against_loops(most_by: tuple[float, float, float, float]) -> None:
+    bright, contrasty, saturated, turned = most_by
     pixels = torch.rand(4, 3, 5, 6)
     draws = torch.rand(6, 4)
     draws[0] = torch.tensor([0.1, 0.79, 0.81, 0.5])  # whether it changes
     draws[5] = torch.tensor([0.9, 0.5, 0.19, 0.1])  # whether it turns grey
-    found = recoloured(pixels, draws)
+    found = recoloured(pixels, draws, most_by)
     yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     for index, (changes, *by, grey) in enumerate(draws.T.double().tolist()):
         b, c, s, h = (2 * value - 1 if changes < 0.8 else 0.0 for value in by)
-        part = pixels[index].double().permute(1, 2, 0).numpy() * (1 + 0.4 * b)
+        part = pixels[index].double().permute(1, 2, 0).numpy() * (1 + bright * b)
         middle = np.mean([yiq[0] @ part[place] for place in np.ndindex(5, 6)])
         for place in np.ndindex(5, 6):
-            colour = (1 + 0.4 * c) * part[place] - 0.4 * c * middle
+            colour = (1 + contrasty * c) * part[place] - contrasty * c * middle
             luminance = yiq[0] @ colour
-            colour = luminance + (1 + 0.2 * s) * (colour - luminance)
+            colour = luminance + (1 + saturated * s) * (colour - luminance)
             y, i, q = yiq @ colour
-            angle = 0.2 * math.pi * h
+            angle = 2 * turned * math.pi * h
             cos, sin = math.cos(angle), math.sin(angle)
             colour = np.linalg.solve(yiq, (y, i * cos - q * sin, i * sin + q * cos))
             if grey < 0.2:
                 colour = np.full(3, luminance)
             seen = found[index, :, place[0], place[1]]
             np.testing.assert_allclose(seen, colour.clip(0, 1), atol=1e-3)
-    assert torch.allclose(recoloured(pixels, torch.full((6, 4), 0.9)), pixels, atol=1e-5)
+    same = recoloured(pixels, torch.full((6, 4), 0.9), most_by)
+    assert torch.allclose(same, pixels, atol=1e-5)
 
 
 def test_blur_against_loops() -> None:
@@ -135,12 +158,12 @@ def test_how_often_a_view_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     soft: list[int] = []
     monkeypatch.setattr(views, "blurred", lambda part, _: (part, soft.append(len(part)))[0])
     white = torch.ones(500, 3, 8, 8)
-    made = view(white, (8, 8), area=(0.4, 1.0), blur=0.5, solarise=0.2)
+    made = view(white, (8, 8), Augmentation(area=(0.4, 1.0), blur=0.5, solarise=0.2))
     assert 200 < soft[0] < 300
     assert 60 < (made.amax((1, 2, 3)) < 0.45).sum() < 150  # a brightness of 0.6 and above, inverted
     left = torch.zeros(500, 3, 8, 8)
     left[..., :4] = 0.5
-    made = view(left, (8, 8), area=(1.0, 1.0), blur=0.0)
+    made = view(left, (8, 8), Augmentation(area=(1.0, 1.0), blur=0.0))
     bright = made.mean((1, 2))
     assert 200 < (bright[:, 0] > bright[:, -1]).sum() < 300
     assert len(soft) == 1

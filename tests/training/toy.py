@@ -25,10 +25,10 @@ from blemish.config import to_dict
 from blemish.data.stream import PictureStream
 from blemish.data.transforms import Preprocessing
 from blemish.methods import apmask
-from blemish.methods.apmask import APMaskConfig
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.guided_config import GuidedConfig
 from blemish.methods.learner import TrainingBatch, follow
+from blemish.methods.selfsupervised import SelfSupervisedConfig
 from blemish.methods.trained import TrainedConfig, TrainedMethod
 from blemish.training import Training, checkpoint, loop, train
 from blemish.types import Scores
@@ -250,7 +250,7 @@ def fit_apart(
     whole = GuidedConfig.pretraining_config.fget
     assert whole is not None
 
-    def small(config: GuidedConfig) -> APMaskConfig | None:
+    def small(config: GuidedConfig) -> SelfSupervisedConfig | None:
         made = whole(config)
         return None if made is None else replace(made, **brief)
 

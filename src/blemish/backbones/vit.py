@@ -78,6 +78,7 @@ class VitBackbone(Backbone):
         attention: Sequence[int] = (),
         full_attention: Sequence[int] = (),
         keep: Tensor | None = None,
+        masked: tuple[Tensor, Tensor] | None = None,
     ) -> Features:
         """Tokens and attention of the layers asked for; blocks after the last one asked for are not
         run.
@@ -90,6 +91,8 @@ class VitBackbone(Backbone):
                 attention is wanted.
             keep: int64 B K, indices of the patches to keep, distinct within a row. The others never
                 enter block 1: positions are added first, then the kept tokens are gathered.
+            masked: bool B N and a vector D, which takes the place of these patches' embeddings
+                before positions are added; None = none.
         Raises: ConfigError for a layer that does not exist, a size the stride does not divide, a
             [CLS] row of a model without [CLS].
         """
@@ -98,7 +101,7 @@ class VitBackbone(Backbone):
         self.check_layers((*attention, *full_attention) or wanted)
         if attention and self.model.cls_token is None:
             raise ConfigError(f"{self.spec.name} has no [CLS] token, so it has no [CLS] attention")
-        x, rope, grid = self._embed(images.to(self.dtype), keep)
+        x, rope, grid = self._embed(images.to(self.dtype), keep, masked)
         tokens: dict[int, Tensor] = {}
         looks = {*attention, *full_attention}
         with self._catch_qk(looks) as caught:
@@ -139,7 +142,7 @@ class VitBackbone(Backbone):
         return seen.looked_at().reshape(len(images), *seen.grids[0])
 
     def _embed(
-        self, images: Tensor, keep: Tensor | None
+        self, images: Tensor, keep: Tensor | None, masked: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """Tokens B T D as they enter block 1, the rotary embedding (or None), and the grid."""
         model = self.model
@@ -148,6 +151,8 @@ class VitBackbone(Backbone):
             raise ConfigError(f"{self.spec.timm_name} was not built for dynamic image sizes")
         batch, height, width, _ = patches.shape
         x = patches.flatten(1, 2)
+        if masked is not None:
+            x = torch.where(masked[0][..., None], masked[1].to(x.dtype), x)
         names = ("cls_token", "dist_token", "reg_token")
         held = [token for name in names if (token := getattr(model, name, None)) is not None]
         prefix = [token.expand(batch, -1, -1) for token in held]

@@ -282,11 +282,17 @@ def pretrain(
         str | None,
         Option(metavar="FILE", help="Weights to start from, in place of its own source."),
     ] = None,
+    objective: Annotated[
+        str, Option(help="What it learns by: apmask, dino, ibot, msn or swav.")
+    ] = "apmask",
     masking: Annotated[
         str | None,
-        Option(help="Patches the student does not see: attention, random, block or none."),
+        Option(
+            help="Patches the student does not see, in apmask, dino and msn: attention, random, "
+            "block or none."
+        ),
     ] = None,
-    recipe: Annotated[str, Option(help="A recipe of apmask: best, or paper.")] = "best",
+    recipe: Annotated[str, Option(help="A recipe of the objective: best, or paper.")] = "best",
     settings: Settings = None,
     seed: Seed = None,
     window: Window = None,
@@ -296,13 +302,13 @@ def pretrain(
     precision: Precision = "auto",
     json: Json = False,
 ) -> int:
-    """Train an encoder further on pictures of good parts (APMask), for `blemish fit --weights`."""
+    """Train an encoder further on pictures of good parts, for `blemish fit --weights`."""
     require("torch", "timm", purpose="train an encoder")
     from blemish.config import to_dict
     from blemish.detector import pretrain as pretraining
 
     named = options.assignments(settings, backbone=backbone, masking=masking, seed=seed)
-    chosen = pretraining.configure(recipe=recipe, assignments=named)
+    chosen = pretraining.configure(objective=objective, recipe=recipe, assignments=named)
     checkpoint, log = _checkpoint(output), _log(output)
     request = {**options.taken_by(pretraining.pretrain, locals()), **to_dict(chosen)}
     learn = partial(pretraining.pretrain, **request)

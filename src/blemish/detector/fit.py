@@ -44,9 +44,9 @@ from blemish.detector.thresholds import calibrate
 from blemish.detector.ways import HERE, Way, check_usable
 from blemish.errors import DataError
 from blemish.methods import Method, MethodConfig
-from blemish.methods.apmask import APMaskConfig
 from blemish.methods.capabilities import LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.foreground import Foreground
+from blemish.methods.selfsupervised import SelfSupervisedConfig
 from blemish.methods.student import StudentConfig
 from blemish.methods.telling import PICTURES, foreground_of
 from blemish.methods.trained import TrainedMethod
@@ -260,7 +260,11 @@ def _pretrain(request: Request, built: Built, parts: _Parts) -> tuple[Built, Pre
 
 
 def _pretrained(
-    request: Request, built: Built, parts: _Parts, config: APMaskConfig, checkpoint: Path | None
+    request: Request,
+    built: Built,
+    parts: _Parts,
+    config: SelfSupervisedConfig,
+    checkpoint: Path | None,
 ) -> tuple[Backbone, Pretraining]:
     """The backbone, pre-trained further, and how that went."""
     backbone, record, _ = pretrained(

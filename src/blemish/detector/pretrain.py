@@ -1,11 +1,10 @@
-"""Self-supervised pre-training of an encoder on pictures of good parts (APMask): its run, its log,
-its file.
+"""Self-supervised pre-training of an encoder on pictures of good parts: its run, its log, its file.
 
 What `blemish pretrain` writes, for an encoder called `encoder.safetensors`:
 
     encoder.safetensors   the weights by timm's names, and in the header a manifest of how they came
                           about
-    encoder.log.jsonl     a line a step: {"step", "steps", "loss", the readings of `APMask`}; and
+    encoder.log.jsonl     a line a step: {"step", "steps", "loss", the readings}; and
                           after the first step and every eighth of the run {"step", "attention"},
                           where the encoder looks in one picture; with the first of these "picture",
                           that picture as a PNG file in base 64
@@ -50,9 +49,10 @@ from blemish.detector.manifest import (
     broken,
 )
 from blemish.detector.request import check_whole, check_window, of_recipe
-from blemish.errors import DataError
+from blemish.errors import ConfigError, DataError
 from blemish.files import cannot_write
-from blemish.methods.apmask import APMask, APMaskConfig
+from blemish.methods.objectives import objective_class, objective_of
+from blemish.methods.selfsupervised import SelfSupervised, SelfSupervisedConfig
 from blemish.training import distributed, train
 from blemish.types import Failure, Progress, silent
 
@@ -88,24 +88,29 @@ class Encoder:
 
 def configure(
     *,
+    objective: str = "apmask",
     recipe: str = "best",
     values: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
-) -> APMaskConfig:
+) -> SelfSupervisedConfig:
     """The config of a pre-training, as `blemish.configure` makes that of a method.
 
+    Args: objective: a name of `blemish.methods.objectives.OBJECTIVES`.
+
     Example:
-        >>> configure(values={"masking": "random"}, assignments=["mask_ratio=0.5"]).mask_ratio
-        0.5
+        >>> configure(objective="msn", recipe="paper", assignments=["mask_ratio=0.5"]).prototypes
+        1024
     """
-    return of_recipe(APMask.name, APMaskConfig.recipes(), recipe, values, assignments)
+    recipes = objective_class(objective).Config.recipes()
+    return of_recipe(objective, recipes, recipe, values, assignments)
 
 
 def pretrain(
     good: Any,
     *,
+    objective: str = "apmask",
     recipe: str = "best",
-    config: APMaskConfig | None = None,
+    config: SelfSupervisedConfig | None = None,
     weights: str | Path | None = None,
     seed: int | None = None,
     window: tuple[float, float] | None = None,
@@ -118,10 +123,12 @@ def pretrain(
     progress: Progress = silent,
     **settings: Any,
 ) -> Encoder:
-    """An encoder pre-trained further on good pictures, without labels (APMask, see
-    `blemish.methods.apmask`); any method takes its file as `weights`.
+    """An encoder pre-trained further on good pictures, without labels; any method takes its file as
+    `weights`.
 
     Args:
+        objective: what it learns by: "apmask", "dino", "ibot", "msn" or "swav", each a file in
+            `blemish.methods`; a whole `config` is of one.
         good, recipe, config, settings, seed, window, device, precision, progress: as of
             `blemish.fit`; all of the pictures are learned from.
         weights: what it starts from: a local weights file instead of the backbone's own source, or
@@ -143,7 +150,11 @@ def pretrain(
     """
     started = time.perf_counter()
     check_whole(config, recipe, settings)
-    chosen = config or configure(recipe=recipe, values=settings)
+    if config is not None and objective not in ("apmask", objective_of(config).name):
+        raise ConfigError(
+            f"objective {objective} and a config of {objective_of(config).name}: give one of them"
+        )
+    chosen = config or configure(objective=objective, recipe=recipe, values=settings)
     chosen = chosen if seed is None else dataclasses.replace(chosen, seed=seed)
     check_window(window)
     pictures = good_pictures(good)
@@ -188,7 +199,7 @@ def _record(
 def pretrained(
     backbone: Backbone,
     sources: Sequence[Any],
-    config: APMaskConfig,
+    config: SelfSupervisedConfig,
     *,
     window: tuple[float, float] | None,
     area: Area | None = None,
@@ -210,7 +221,7 @@ def pretrained(
     Returns: the backbone, whose `info` names what it was before; how it was trained; what was found
         of the pictures. Raises: as `pretrain`.
     """
-    learner = APMask(config, backbone).to(backbone.device)
+    learner = objective_of(config)(config, backbone).to(backbone.device)
     learner.set_precision(precision)
     side, before = config.picture_size, backbone.info
     squares = Preprocessing(
@@ -250,7 +261,7 @@ def pretrained(
 class _Log:
     """Writes down how a pre-training is doing, step by step."""
 
-    def __init__(self, path: Path, learner: APMask, stream: PictureStream) -> None:
+    def __init__(self, path: Path, learner: SelfSupervised, stream: PictureStream) -> None:
         self._path = path
         self._learner = learner
         self._stream = stream

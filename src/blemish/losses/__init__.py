@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
-from blemish.losses.clustering import centred, mean_over_processes, multi_view, sinkhorn
+from blemish.losses.clustering import (
+    centred,
+    entropy_missing,
+    gathered,
+    masked_prediction,
+    mean_over_processes,
+    multi_view,
+    own_share,
+    sinkhorn,
+    swapped,
+)
 
-__all__ = ["centred", "mean_over_processes", "multi_view", "sinkhorn"]
+__all__ = [
+    "centred",
+    "entropy_missing",
+    "gathered",
+    "masked_prediction",
+    "mean_over_processes",
+    "multi_view",
+    "own_share",
+    "sinkhorn",
+    "swapped",
+]

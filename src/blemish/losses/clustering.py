@@ -8,6 +8,7 @@ all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -74,6 +75,71 @@ def multi_view(targets: Tensor, predictions: Sequence[Tensor]) -> Tensor:
         tensor(1.4140)
     """
     return -(targets * torch.stack(list(predictions)).float()).sum(-1).mean()
+
+
+def swapped(targets: Sequence[Tensor], predictions: Sequence[Tensor]) -> Tensor:
+    """The loss of SwAV and of iBOT's [CLS]: the mean over the target views u, and all views v but
+    the same, of 1/B Σ H(y_u, p_v).
+
+    Args: targets: of the first views B K, rows sum to 1. predictions: of all views, in the same
+    order, the log-probabilities B K; more than one.
+
+    Example:
+        >>> sure = torch.tensor([[1.0, 0.0]])
+        >>> swapped([sure], [torch.tensor([[-9.0, 0.0]]), torch.tensor([[-0.5, -0.9]])])
+        tensor(0.5000)
+    """
+    parts = [
+        multi_view(target, [each for other, each in enumerate(predictions) if other != number])
+        for number, target in enumerate(targets)
+    ]
+    return torch.stack(parts).mean()
+
+
+def entropy_missing(predictions: Sequence[Tensor]) -> Tensor:
+    """The regularisation of MSN: log K − H(p̄), p̄ being the mean prediction over all views, pictures
+    and processes; 0 where all prototypes are predicted equally often.
+
+    Args: predictions: of each view the log-probabilities B K.
+
+    Example:
+        >>> first, second = torch.tensor([[0.0, -100.0]]), torch.tensor([[-100.0, 0.0]])
+        >>> entropy_missing([first, second]).abs().round(decimals=3)
+        tensor(0.)
+    """
+    own = torch.cat(list(predictions)).float().exp().mean(0)
+    # The value is that of all processes; the gradient becomes so, as the mean over them is taken.
+    mean = own + (mean_over_processes(own) - own.detach())
+    entropy: Tensor = torch.special.entr(mean).sum()
+    return math.log(len(mean)) - entropy
+
+
+def masked_prediction(targets: Tensor, predictions: Tensor, hidden: Tensor) -> Tensor:
+    """The loss of iBOT's patches: the mean over pictures of the mean over their hidden patches of
+    H(y, p); a picture of which none is hidden counts as 0.
+
+    Args:
+        targets, predictions: M K, what should be predicted, and log-probabilities, of the hidden
+            patches, picture by picture.
+        hidden: bool B N, of which M are true.
+    """
+    weights = (1 / hidden.sum(1, keepdim=True).clamp(min=1)).expand(hidden.shape)[hidden]
+    return -(weights * (targets * predictions.float()).sum(-1)).sum() / len(hidden)
+
+
+@torch.no_grad()
+def gathered(rows: Tensor) -> Tensor:
+    """The rows B D of all processes, W·B D, the same in each; B is alike in all of them."""
+    if not _several():
+        return rows.detach()
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.cat(parts)
+
+
+def own_share(rows: Tensor) -> Tensor:
+    """Those of the rows, which every process has, that this one has to account for."""
+    return rows[dist.get_rank() :: dist.get_world_size()] if _several() else rows
 
 
 @torch.no_grad()

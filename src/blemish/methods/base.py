@@ -19,9 +19,9 @@ from blemish.backbones.cells import resampled
 from blemish.config import Fraction, Layers, Length, Range, Seed, Side
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods import frames
-from blemish.methods.apmask import APMaskConfig
 from blemish.methods.compression import Compression
 from blemish.methods.embedding import join
+from blemish.methods.selfsupervised import SelfSupervisedConfig
 from blemish.methods.stored import Stored, check_tensors, weight
 from blemish.types import Batch, Progress, Scores
 
@@ -69,7 +69,7 @@ class MethodConfig:
         return self
 
     @property
-    def pretraining_config(self) -> APMaskConfig | None:
+    def pretraining_config(self) -> SelfSupervisedConfig | None:
         """How the backbone is trained further on the same pictures, before the method is built."""
         return None
 

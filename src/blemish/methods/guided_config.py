@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from blemish.anomalies import simulator
 from blemish.config import Factor, FractionBelow1, Length, NotNegative, Positive, Range, Side
 from blemish.errors import ConfigError
-from blemish.methods.apmask import APMaskConfig, Masking
 from blemish.methods.base import LARGEST_BANK, Pooling
 from blemish.methods.learner import FineTuning
+from blemish.methods.masked import Masking
+from blemish.methods.objectives import objective_class
+from blemish.methods.selfsupervised import SelfSupervisedConfig
 from blemish.methods.trained import TrainedConfig
 
+Pretraining = Literal["none", "apmask", "dino", "ibot", "msn", "swav", "published"]
 SIX_SCALES = (224, 320, 384, 416, 448, 512)
 
 
@@ -65,13 +68,13 @@ class GuidedConfig(TrainedConfig, FineTuning):
         zoom: where there are no `scales`, a picture is scored in this multiple of `image_size`, in
             which it is trained.
         pretraining: how the encoder is trained further on the same pictures before all this:
-            "none"; "apmask"; "dino" (APMask's views with DINO's own objective); or "published":
-            "apmask", but "none" on chest X-rays, as in the second paper.
-        pretraining_recipe, pretraining_epochs: the recipe of `APMaskConfig` that it follows, and
-            its length, though not below the recipe's `min_steps`; a time budget decides instead of
+            "none"; an objective, "apmask", "dino" (on APMask's views), "ibot", "msn" or "swav"; or
+            "published": "apmask", but "none" on chest X-rays, as in the second paper.
+        pretraining_recipe, pretraining_epochs: the recipe of its objective that it follows, and its
+            length, though not below the recipe's `min_steps`; a time budget decides instead of
             both.
-        masking, mask_ratio: which patches its student does not see, and what share of them; see
-            `APMaskConfig`.
+        masking, mask_ratio: for "apmask" and "dino", which patches the student does not see, and
+            what share of them; see `masked.MaskedConfig`. The others mask as their papers do.
     """
 
     image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
@@ -102,7 +105,7 @@ class GuidedConfig(TrainedConfig, FineTuning):
     map_stride: Annotated[int, Range(1, 1024)] = 4
     scales: Annotated[tuple[Side, ...], Length(most=64)] = ()
     zoom: Annotated[float, Range(0.25, 8)] = 2.0
-    pretraining: Literal["none", "apmask", "dino", "published"] = "none"
+    pretraining: Pretraining = "none"
     pretraining_recipe: Literal["best", "paper"] = "best"
     pretraining_epochs: Annotated[int, Range(1, 2**31)] = 300
     masking: Masking = "attention"
@@ -188,11 +191,15 @@ class GuidedConfig(TrainedConfig, FineTuning):
         return self.score != "map" or self.adaptation == "entropies"
 
     @property
-    def pretraining_config(self) -> APMaskConfig | None:
+    def pretraining_config(self) -> SelfSupervisedConfig | None:
         """The recipe's views are for pictures of 224²; these are in proportion to `image_size`."""
         if self.pretraining == "none":
             return None
-        recipe = APMaskConfig.recipes()[self.pretraining_recipe]()
+        name = "apmask" if self.pretraining == "published" else self.pretraining
+        recipe = objective_class(name).Config.recipes()[self.pretraining_recipe]()
+        masks: dict[str, Any] = {}
+        if name in ("apmask", "dino"):
+            masks = {"masking": self.masking, "mask_ratio": self.mask_ratio}
         height, width = self.height_width
         enlarged = math.sqrt(height * width) / recipe.image_size
         return replace(
@@ -204,7 +211,5 @@ class GuidedConfig(TrainedConfig, FineTuning):
             image_size=round(enlarged * recipe.image_size),
             local_size=round(enlarged * recipe.local_size),
             picture_size=round(enlarged * recipe.picture_size),
-            masking=self.masking,
-            mask_ratio=self.mask_ratio,
-            objective="dino" if self.pretraining == "dino" else "clusters",
+            **masks,
         )

@@ -1,4 +1,4 @@
-"""Random views of pictures, as DINO makes them, and the patches of one that are worth most.
+"""Random views of pictures, as DINO and its kin make them, and which patches of one are shown.
 
 They are drawn for a whole batch at once. So a picture's colours are changed by one affine map: in
 it brightness, contrast, saturation and hue (turned in the plane of the chrominances, YIQ) commute,
@@ -10,6 +10,7 @@ about, whose mean it is.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,33 +18,46 @@ from torch.nn import functional as F
 
 # How likely colours change, and turn grey; the brightness from which on pixels are solarised.
 JITTER, GREY, SOLARISED = 0.8, 0.2, 0.5
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # at most by so much; hue in turns
 SIGMA = (0.1, 2.0)  # of the blur, in pixels
 # Its first row is the luminance.
 YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
-def view(
-    pixels: Tensor,
-    size: tuple[int, int],
-    *,
-    area: tuple[float, float],
-    blur: float,
-    solarise: float = 0.0,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How views of a kind are made.
+
+    Attributes:
+        area: least and greatest share of the picture that is cropped; its aspect ratio is between
+            3/4 and 4/3.
+        blur, solarise: how likely it is blurred, and solarised.
+        colours: by how much brightness, contrast, saturation and hue change at most; hue in turns.
+    """
+
+    area: tuple[float, float]
+    blur: float
+    solarise: float = 0.0
+    colours: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+
+
+DINO_GLOBAL = (
+    Augmentation(area=(0.4, 1.0), blur=1.0),
+    Augmentation(area=(0.4, 1.0), blur=0.1, solarise=0.2),
+)
+DINO_LOCAL = Augmentation(area=(0.05, 0.4), blur=0.5)
+
+
+def view(pixels: Tensor, size: tuple[int, int], how: Augmentation) -> Tensor:
     """A random view of each picture B 3 H W with values in [0, 1]: B 3 h w, in [0, 1] too.
 
-    Args:
-        size: (h, w). area: least and greatest share of the picture that is cropped; its aspect
-            ratio is between 3/4 and 4/3.
-        blur, solarise: how likely it is blurred, and solarised.
+    Args: size: (h, w).
     """
     draws = torch.rand(14, len(pixels))  # on the host, so that every device draws the same
-    made = recoloured(cropped(pixels, size, area, draws[:5]), draws[5:11])
-    some = (draws[11] < blur).nonzero()[:, 0]
+    made = recoloured(cropped(pixels, size, how.area, draws[:5]), draws[5:11], how.colours)
+    some = (draws[11] < how.blur).nonzero()[:, 0]
     if len(some):
         made[some] = blurred(made[some], SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws[12, some])
-    some = (draws[13] < solarise).nonzero()[:, 0]
+    some = (draws[13] < how.solarise).nonzero()[:, 0]
     made[some] = torch.where(made[some] < SOLARISED, made[some], 1 - made[some])
     return made
 
@@ -71,25 +85,25 @@ def cropped(
     return F.avg_pool2d(read, fine)
 
 
-def recoloured(pixels: Tensor, draws: Tensor) -> Tensor:
+def recoloured(pixels: Tensor, draws: Tensor, colours: tuple[float, float, float, float]) -> Tensor:
     """Each of B 3 H W in other colours. Draws 6 B: whether its brightness, contrast, saturation and
-    hue change, these four, and whether it turns grey.
+    hue change, these four, and whether it turns grey. `colours` as of `Augmentation`.
     """
-    device = pixels.device
+    device, (bright, contrasty, saturated, hue) = pixels.device, colours
     change = torch.where(draws[0] < JITTER, 2 * draws[1:5] - 1, 0.0)
-    brightness, contrast = 1 + BRIGHTNESS * change[0], 1 + CONTRAST * change[1]
-    saturation = torch.where(draws[5] < GREY, 0.0, 1 + SATURATION * change[2])
-    angle = 2 * math.pi * HUE * change[3]
+    brightness, contrast = 1 + bright * change[0], 1 + contrasty * change[1]
+    saturation = torch.where(draws[5] < GREY, 0.0, 1 + saturated * change[2])
+    angle = 2 * math.pi * hue * change[3]
     turn = torch.zeros(len(pixels), 3, 3)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = saturation * angle.cos()
     turn[:, 2, 1] = saturation * angle.sin()
     turn[:, 1, 2] = -turn[:, 2, 1]
     yiq = torch.tensor(YIQ)
-    colours: Tensor = (brightness * contrast)[:, None, None] * (torch.linalg.inv(yiq) @ turn @ yiq)
+    turned: Tensor = (brightness * contrast)[:, None, None] * (torch.linalg.inv(yiq) @ turn @ yiq)
     luminance = (pixels * yiq[0].to(device)[:, None, None]).sum(1).mean((1, 2))
     lifted = (brightness * (1 - contrast)).to(device) * luminance
-    made = colours.to(device) @ pixels.flatten(2) + lifted[:, None, None]
+    made = turned.to(device) @ pixels.flatten(2) + lifted[:, None, None]
     return made.clamp(0, 1).reshape(pixels.shape)
 
 
@@ -130,3 +144,13 @@ def far_from_a_place(count: int, grid: tuple[int, int]) -> Tensor:
     across = (columns.flatten() - draws[:, 2:] * grid[1]).abs() / stretch
     # A side is filled from its middle.
     return torch.maximum(down, across) + 1e-3 * torch.minimum(down, across)
+
+
+def block_of(grid: tuple[int, int], shares: Tensor) -> Tensor:
+    """The ⌊share·N⌋ patches of each picture that lie nearest to a random place of it: bool B N.
+
+    Args: shares: B, in [0, 1).
+    """
+    far = far_from_a_place(len(shares), grid)
+    counts = (shares * far.shape[1] + 1e-6).floor()
+    return far.argsort(1).argsort(1) < counts[:, None]
