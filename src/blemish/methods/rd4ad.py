@@ -116,7 +116,10 @@ class RD4AD(TrainedMethod):
         if self.backbone.spec.kind == "cnn":
             return list(own.maps())
         normed = [F.layer_norm(tokens, tokens.shape[-1:]).mT for tokens in own.tokens]
-        return [each.unflatten(2, grid) for each, grid in zip(normed, own.grids, strict=True)]
+        return [
+            each.reshape(*each.shape[:2], *grid)
+            for each, grid in zip(normed, own.grids, strict=True)
+        ]
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """The stages, B C h w each in the backbone's precision, by number."""
