@@ -24,19 +24,8 @@ from blemish.errors import ConfigError, DataError, ImageError
 from blemish.report.galleries import _Embedding
 from blemish.types import Failure, Prediction, Sample
 
-METHODS = [
-    "patchcore",
-    "knn",
-    "padim",
-    "agpnet",
-    "atacnet",
-    "lda",
-    "guided",
-    "simplenet",
-    "spade",
-    "dinomaly",
-    "vitad",
-]
+METHODS = ["patchcore", "knn", "padim", "spade", "agpnet", "dinomaly", "vitad", "simplenet"]
+METHODS += ["atacnet", "lda", "guided"]
 HEIGHT, WIDTH = 150, 200
 TILE = {"tile": 64, "overlap": 0.25}
 

@@ -127,9 +127,7 @@ class VitBackbone(Backbone):
                 layer: _softmax_rows(*rotated[layer], 1)[:, :, 0, self.prefix :]
                 for layer in attention
             },
-            full_attention={
-                layer: _softmax_rows(*rotated[layer], None) for layer in full_attention
-            },
+            full_attention={each: _softmax_rows(*rotated[each], None) for each in full_attention},
             kept=keep,
         )
 

@@ -43,8 +43,7 @@ def calibrate(
         Option(
             metavar="SCORE",
             callback=options.in_range(options.SCORE),
-            help="Set this threshold by hand, for every category, in place of one from pictures: "
-            "it promises nothing.",
+            help="Set this threshold by hand, for every category: it promises nothing.",
         ),
     ] = None,
     region_threshold: Annotated[

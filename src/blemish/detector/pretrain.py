@@ -149,12 +149,7 @@ def pretrain(
         1
     """
     started = time.perf_counter()
-    check_whole(config, recipe, settings)
-    if config is not None and objective not in ("apmask", objective_of(config).name):
-        raise ConfigError(
-            f"objective {objective} and a config of {objective_of(config).name}: give one of them"
-        )
-    chosen = config or configure(objective=objective, recipe=recipe, values=settings)
+    chosen = _chosen(objective, recipe, config, settings)
     chosen = chosen if seed is None else dataclasses.replace(chosen, seed=seed)
     check_window(window)
     pictures = good_pictures(good)
@@ -169,6 +164,19 @@ def pretrain(
     record = _record(backbone, made, found, pictures, None if config else recipe)
     seconds = round(time.perf_counter() - started, 3)
     return Encoder(backbone=backbone, record=dataclasses.replace(record, seconds=seconds))
+
+
+def _chosen(
+    objective: str, recipe: str, config: SelfSupervisedConfig | None, settings: Mapping[str, Any]
+) -> SelfSupervisedConfig:
+    check_whole(config, recipe, settings)
+    if config is None:
+        return configure(objective=objective, recipe=recipe, values=settings)
+    if objective not in ("apmask", objective_of(config).name):
+        raise ConfigError(
+            f"objective {objective} and a config of {objective_of(config).name}: give one of them"
+        )
+    return config
 
 
 def _record(
