@@ -128,7 +128,7 @@ def test_the_flags_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert compute.cpu_flags() == flags
 
 
-@pytest.mark.parametrize("method", ["agpnet", "guided", "atacnet", "simplenet"])
+@pytest.mark.parametrize("method", ["agpnet", "guided", "atacnet", "simplenet", "dra"])
 def test_a_training_ends_on_the_device_it_was_on(
     method: str, fitted: Callable[..., Detector]
 ) -> None:

@@ -38,7 +38,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 of_every_method = pytest.mark.parametrize("method", list(METHODS))
-of_the_trained = pytest.mark.parametrize("method", ["agpnet", "guided", "atacnet", "simplenet"])
+of_the_trained = pytest.mark.parametrize(
+    "method", ["agpnet", "guided", "atacnet", "simplenet", "dra"]
+)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from blemish.types import Prediction, Sample
 ROI = [[[0.25, 0.25], [0.75, 0.25], [0.7, 0.8], [0.3, 0.75]]]
 WHOLE = [[[0, 0], [1, 0], [1, 1], [0, 1]]]
 METHODS = ["knn", "padim", "patchcore"]
-OTHERS = ["guided", "agpnet", "atacnet", "lda", "simplenet", "spade"]
+OTHERS = ["guided", "agpnet", "atacnet", "lda", "simplenet", "spade", "dra"]
 
 
 def fitted(method: str, **more: Any) -> Detector:
@@ -268,7 +268,7 @@ def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
         detector.within([[[0, 0], [0.2, 0], [0.2, 0.2]]])
 
 
-@pytest.mark.parametrize("method", ["atacnet", "agpnet", "guided"])
+@pytest.mark.parametrize("method", ["atacnet", "agpnet", "guided", "dra"])
 def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
     more = {"guided": {"score": "class"}, "agpnet": {"score_window": 0.1}}.get(method, {})
     with pytest.raises(ConfigError, match=r"one of the whole picture, .* name them at fit"):

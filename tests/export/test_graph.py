@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lda": ("lda", DEFECTS),
     "atacnet, a CNN": ("atacnet", {**DEFECTS, **CNN, "layers": (2,)}),
     "classifier": ("atacnet", {**DEFECTS, "recipe": "paper-classifier"}),
+    "dra, a CNN": ("dra", {**DEFECTS, **CNN, "layers": (2,)}),
     "an area": ("padim", AREA),
     "padding": ("patchcore", {"resize": "pad"}),
     "two looks": ("patchcore", {"coarse": 32}),
@@ -72,11 +73,13 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "lda, no defects": ("lda", {}),
     "atacnet": ("atacnet", DEFECTS),
     "devnet": ("atacnet", {**DEFECTS, "recipe": "paper-devnet", **CNN, "layers": (2,)}),
+    "dra": ("dra", DEFECTS),
     "an area, a CNN": ("patchcore", {**AREA, **CNN}),
     "padding, a CNN": ("knn", {"resize": "pad", **CNN}),
     "padding, guided": ("guided", {"resize": "pad", **SIZES}),
     "padding and an area, lda": ("lda", {"resize": "fit", **DEFECTS, **AREA}),
     "padding, atacnet": ("atacnet", {"resize": "pad", **DEFECTS}),
+    "padding, dra": ("dra", {"resize": "pad", **DEFECTS, **AREA}),
     "padding, agpnet": ("agpnet", {"resize": "pad", "score_window": 0.2}),
 }
 EVERY = [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)]
