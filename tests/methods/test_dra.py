@@ -379,7 +379,7 @@ def test_what_is_fitted_can_be_restored() -> None:
 
 def test_a_fit_with_defects_and_the_recipes() -> None:
     paper = DraConfig.paper()
-    assert (paper.backbone, paper.image_size, paper.scales) == ("resnet18", (448,), 2)
+    assert (paper.backbone, paper.image_size, paper.levels) == ("resnet18", (448,), 2)
     assert (paper.learning_rate, paper.weight_decay, paper.extractor_rate) == (2e-4, 1e-5, 1)
     assert (paper.margin, paper.draws, paper.top_fraction, paper.references) == (5, 5000, 0.1, 5)
     assert (paper.min_steps, paper.train_batch_size, paper.hidden) == (600, 48, 256)

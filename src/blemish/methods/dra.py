@@ -57,7 +57,7 @@ class DraConfig(LabelledConfig):
     Attributes:
         weight_decay: of Adam, added to the gradient.
         references: normal pictures whose mean features are the reference.
-        scales: sizes in which a picture is looked at, each half the one before.
+        levels: sizes in which a picture is looked at, each half the one before.
         hidden: units of the hidden layer of the normality head.
     """
 
@@ -70,7 +70,7 @@ class DraConfig(LabelledConfig):
     margin: Positive = 5.0
     extractor_rate: NotNegative = 0.0
     references: Annotated[int, Range(1, 64)] = 5
-    scales: Annotated[int, Range(1, 4)] = 2
+    levels: Annotated[int, Range(1, 4)] = 2
     hidden: Annotated[int, Range(1, 2**16)] = 256
 
     def defects_among(self, size: int) -> int | None:
@@ -104,7 +104,7 @@ class Dra(Labelled):
     def __init__(self, config: DraConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         height, width = backbone.round_size(*config.height_width)
-        each = range(config.scales)
+        each = range(config.levels)
         self.sizes = [backbone.round_size(height >> n, width >> n) for n in each]
         self.grids = [max(backbone.shapes(*size, self.layers).grids) for size in self.sizes]
         self.register_buffer("examples", torch.empty(0), persistent=False)
@@ -142,7 +142,7 @@ class Dra(Labelled):
                 if known:
                     mean = features[:known].mean(0)
                 else:
-                    mean = self.reference[:, start : start + grid[0] * grid[1]].unflatten(1, grid)
+                    mean = self.reference[:, start : start + grid[0] * grid[1]].reshape(-1, *grid)
                 normality, found = self.heads(features[known:], mean)
                 tops = [self._highest(each, inside) for each in found]
             scores.append(torch.stack([normality, *tops]))
