@@ -41,6 +41,7 @@ BRIEF: dict[str, Any] = {**artifacts.BRIEF, "min_steps": 12, "train_batch_size":
 BRIEFER: dict[str, dict[str, Any]] = {
     "guided": {"min_steps": 2},
     "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
+    "dra": {"min_steps": 40, "learning_rate": 3e-3},
 }
 
 

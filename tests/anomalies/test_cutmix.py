@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blemish.anomalies.cutmix import AREA, ASPECT, cut_mix
+from blemish.anomalies.cutmix import AREA, ASPECT, cut_mix, recoloured
 from blemish.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -97,3 +97,41 @@ def test_in_an_area_only() -> None:
     area[7] = False
     with pytest.raises(ConfigError, match="an area holds no pixel"):
         cut_mix(torch.zeros(300, 3, 40, 30), numbered(300, 40, 30), area)
+
+
+# Other colours
+
+
+def test_other_colours_against_loops() -> None:
+    """The hue's turn by Rodrigues' formula, about (1, 1, 1)."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.rand(4, 3, 5, 6, generator=generator)
+    mean, std = torch.rand(2, 3, 1, 1, generator=generator) + 0.5
+    images = (pixels - mean) / std
+    torch.manual_seed(8)
+    got = recoloured(images, (mean, std), strength=0.4)
+    torch.manual_seed(8)
+    draws = 0.4 * (2 * torch.rand(4, 4).double().numpy() - 1)
+    axis, cut = np.ones(3) / math.sqrt(3), 0
+    for n, one in enumerate(pixels.double().numpy()):
+        bright, contrast, saturation = 1 + draws[:3, n]
+        angle = 2 * math.pi * draws[3, n]
+        middle = (one * bright).mean()
+        expected = np.empty_like(one)
+        for y, x in np.ndindex(5, 6):
+            colour = middle + (one[:, y, x] * bright - middle) * contrast
+            grey = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+            colour = grey + (colour - grey) * saturation
+            colour = (
+                colour * math.cos(angle)
+                + np.cross(axis, colour) * math.sin(angle)
+                + axis * (axis @ colour) * (1 - math.cos(angle))
+            )
+            cut += (colour < 0).any() or (colour > 1).any()
+            expected[:, y, x] = np.clip(colour, 0, 1)
+        expected = (expected - mean.double().numpy()) / std.double().numpy()
+        np.testing.assert_allclose(got[n].double().numpy(), expected, atol=1e-5)
+    assert 0 < cut < 4 * 30
+    with pytest.raises(ConfigError, match="recoloured: strength in"):
+        recoloured(images, (mean, std), strength=0.6)
+    torch.testing.assert_close(recoloured(images, (mean, std), strength=0.0), images)

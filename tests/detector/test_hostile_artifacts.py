@@ -57,7 +57,7 @@ def _detector(method: str, fitted: Fitted) -> Detector:
     if not METHODS[method].takes_defects:
         return fitted(method)
     paper = {"recipe": "paper", "calibration_fraction": 0, "min_steps": 3}
-    settings = settings_of(method) | (paper if method == "atacnet" else {})
+    settings = settings_of(method) | (paper if method in {"atacnet", "dra"} else {})
     defects = [part(seed, defect=True) for seed in range(3)]
     return blemish.fit(method, [part(seed) for seed in range(8)], anomalies=defects, **settings)
 
@@ -306,6 +306,8 @@ def test_tensors_that_cannot_be(
         ("agpnet", "steps", torch.zeros_like, "steps: holds 0"),
         ("spade", "gallery", lambda gallery: gallery.float(), "gallery: is float32, not float16"),
         ("spade", "gallery", lambda gallery: gallery / 0, "gallery: holds NaN or infinite"),
+        ("dra", "reference", lambda mean: mean / 0, "reference: holds NaN or infinite"),
+        ("dra", "reference", lambda mean: mean[:, 1:].clone(), "reference: has the shape"),
         ("simplenet", "discriminator.norm.running_var", lambda var: var - 9, "running_var: holds"),
         (
             "knn",

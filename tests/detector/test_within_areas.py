@@ -25,7 +25,18 @@ from blemish.types import Prediction, Sample
 ROI = [[[0.25, 0.25], [0.75, 0.25], [0.7, 0.8], [0.3, 0.75]]]
 WHOLE = [[[0, 0], [1, 0], [1, 1], [0, 1]]]
 METHODS = ["knn", "padim", "patchcore"]
-OTHERS = ["guided", "agpnet", "atacnet", "lda", "simplenet", "spade", "rd4ad", "dinomaly", "vitad"]
+OTHERS = [
+    "guided",
+    "agpnet",
+    "atacnet",
+    "lda",
+    "simplenet",
+    "spade",
+    "rd4ad",
+    "dinomaly",
+    "vitad",
+    "dra",
+]
 
 
 def fitted(method: str, **more: Any) -> Detector:
@@ -268,7 +279,7 @@ def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
         detector.within([[[0, 0], [0.2, 0], [0.2, 0.2]]])
 
 
-@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "guided"])
+@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "guided", "dra"])
 def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
     window = {"score_window": 0.1}
     more = {"guided": {"score": "class"}, "agpnet": window, "vitad": window}.get(method, {})

@@ -95,7 +95,8 @@ def test_an_epoch_shows_every_normal_picture_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What has been drawn is counted, picture by picture, in a training of two epochs."""
-    monkeypatch.setattr(ToyConfig, "balanced_batches", balanced)
+    among = (lambda _config, rows: rows // 2) if balanced else (lambda _config, _rows: None)
+    monkeypatch.setattr(ToyConfig, "defects_among", among)
     toy = Watched(ToyConfig(epochs=2, train_batch_size=size))
     stream = stream_of(pictures(normal + defects), labels=[0] * normal + [1] * defects)
     done, _ = train(toy, stream, seed=7, identity={})

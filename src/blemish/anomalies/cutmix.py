@@ -19,6 +19,7 @@ from blemish.errors import ConfigError
 AREA = (0.02, 0.15)  # share of the picture, drawn evenly
 # Width over height: evenly from below or from above 1, then evenly between 1 and that end.
 ASPECT = (0.3, 3.3)
+LUMA = (0.299, 0.587, 0.114)
 
 
 def cut_mix(images: Tensor, donors: Tensor, area: Tensor | None = None) -> Tensor:
@@ -67,6 +68,45 @@ def cut_mix(images: Tensor, donors: Tensor, area: Tensor | None = None) -> Tenso
     pieces = donors.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
     pieces = pieces.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
     return torch.where(inside[:, None], pieces, images)
+
+
+def recoloured(images: Tensor, colours: tuple[Tensor, Tensor], *, strength: float = 0.1) -> Tensor:
+    """Normalised pictures B 3 H W, each in other colours: pieces to paste that stand out a little.
+
+    Brightness, contrast (about the picture's mean) and saturation (about its luma) are each
+    multiplied by U(1 − strength, 1 + strength), and the hue turns about the grey axis by U(−1, 1) ·
+    strength of the circle; then all is cut to what pixels can be.
+
+    Args: colours: mean and standard deviation of the normalisation, as `Backbone.colours` gives
+        them. strength: in [0, 0.5].
+    Returns: B 3 H W, drawn as `cut_mix` draws.
+    Raises: ConfigError for a strength out of range.
+
+    Example:
+        >>> plain = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+        >>> grey = torch.full((1, 3, 8, 8), 0.5)
+        >>> made = recoloured(grey, plain, strength=0.2)
+        >>> 0.4 <= float(made.min()) and float(made.max()) <= 0.6  # grey stays grey
+        True
+    """
+    if not 0 <= strength <= 0.5:
+        raise ConfigError(f"recoloured: strength in [0, 0.5] is needed, got {strength}")
+    draws = strength * (2 * torch.rand(4, len(images)) - 1)
+    turn = 2 * torch.pi * draws[3][:, None, None]
+    across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
+    turned = turn.cos() * torch.eye(3) + (1 - turn.cos()) / 3 + turn.sin() * across
+    bright, contrast, saturation = (
+        factor.to(images.device, non_blocking=True)[:, None, None, None] for factor in 1 + draws[:3]
+    )
+    mean, std = colours
+    pixels = (images * std + mean) * bright
+    middle = pixels.mean(dim=(1, 2, 3), keepdim=True)
+    pixels = middle + (pixels - middle) * contrast
+    grey = (pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    pixels = grey + (pixels - grey) * saturation
+    turned = turned.to(images.device, non_blocking=True)
+    pixels = torch.einsum("bij,bjhw->bihw", turned, pixels)
+    return (pixels.clamp(0, 1) - mean) / std
 
 
 def _drawn(area: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:

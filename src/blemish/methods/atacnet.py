@@ -38,10 +38,8 @@ paper, and no recipe of the paper sets it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +50,6 @@ from blemish.backbones import Backbone, Features
 from blemish.config import (
     Factor,
     Fraction,
-    FractionAbove0,
     FractionBelow1,
     Length,
     NotNegative,
@@ -65,42 +62,30 @@ from blemish.losses.deviation import deviation_loss
 from blemish.methods import frames
 from blemish.methods.base import map_size, shown, smooth
 from blemish.methods.crops import crop_boxes, cropped, enlarged, merged
-from blemish.methods.embedding import join
 from blemish.methods.guidance import normalise
-from blemish.methods.learner import EndToEnd, TrainingBatch, share_statistics
-from blemish.methods.stored import Stored, numbers
-from blemish.methods.trained import TrainedConfig, TrainedMethod
+from blemish.methods.labelled import Labelled, LabelledConfig, convolved, normal_first
+from blemish.methods.learner import TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtacNetConfig(TrainedConfig):
+class AtacNetConfig(LabelledConfig):
     """Settings of ATAC-Net; the defaults are the paper's.
 
     Attributes:
-        layers: layers whose features are used, joined as for the memory banks; empty = the last
-            one.
-        top_fraction: K, as a share of the locations.
         weight_decay: 0: the optimiser is Adam; with weight decay it is AdamW.
         network: "atacnet"; "devnet", which looks once and has no attention module; or "classifier".
         active: w, the saliency above which a location is active, in [0, 1).
         padding: margin of the crop on every side, as a share of the side of the active region.
-        margin: k, the deviation that anomalous pictures are to have at least.
-        draws: R, from N(0, 1), of which the deviation is, drawn anew in every step.
         attention_dim: channels of the attention-augmentation module, and the hidden width of the
             classifier.
-        extractor_rate: the extractor's learning rate, as a share of the other parts'; 1 in the
-            paper. With 0 it stays as it is, its batch norms too, and only what follows it learns.
         pseudo: share of the anomalous half of a batch that is made by CutMix; all of it where no
             defects are labelled.
-        drop_every, drop: the learning rate is multiplied by `drop` whenever this fraction of the
-            run is over.
     """
 
     backbone: str = "resnet50"
     image_size: Annotated[tuple[Side, ...], Length(1, 2)] = (224,)
     smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
-    top_fraction: Fraction = 0.1
     epochs: Annotated[int, Range(1, 2**31)] = 30
     train_batch_size: Annotated[int, Range(2, 2**20)] = 16  # both classes
     learning_rate: Positive = 1e-3
@@ -109,20 +94,11 @@ class AtacNetConfig(TrainedConfig):
     active: FractionBelow1 = 0.4
     padding: Factor = 0.1
     margin: Positive = 10.0
-    draws: Annotated[int, Range(2, 2**24)] = 5000
     attention_dim: Annotated[int, Range(1, 8192)] = 64
-    extractor_rate: NotNegative = 1.0
     pseudo: Fraction = 0.5
-    drop_every: FractionAbove0 = 1 / 3
-    drop: FractionAbove0 = 0.1
 
-    @property
-    def encoder_learns(self) -> bool:
-        return self.extractor_rate > 0
-
-    @property
-    def balanced_batches(self) -> bool:
-        return self.network != "classifier"
+    def defects_among(self, size: int) -> int | None:
+        return None if self.network == "classifier" else size // 2
 
     @classmethod
     def paper(cls) -> Self:
@@ -142,28 +118,19 @@ class AtacNetConfig(TrainedConfig):
         return cls(network="classifier")
 
 
-class AtacNet(EndToEnd, TrainedMethod):
+class AtacNet(Labelled):
     """Extractor, attention-augmentation module and score mapper."""
 
     name = "atacnet"
     summary = "learning from a few known defects, with a closer look where attention is"
     source = "Gupta et al. 2024, ATAC-Net: Zoomed View Works Better for Anomaly Detection"
     Config = AtacNetConfig
-    takes_defects = True
     training_only = ("attention.key.bias",)  # alike for all keys of a query: no softmax sees it
-    needs_images = True
     config: AtacNetConfig
-    steps: Tensor
-
-    @classmethod
-    def usual_layers(cls, backbone: Backbone) -> tuple[int, ...]:
-        return (backbone.depth,)
 
     def __init__(self, config: AtacNetConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
-        probe = backbone.shapes(backbone.stride, backbone.stride, self.layers)
-        dim = join(probe, backbone.spec.kind)[0].shape[2]
+        dim = self._width()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             width = config.attention_dim
@@ -178,14 +145,6 @@ class AtacNet(EndToEnd, TrainedMethod):
                 self.mapper = nn.Conv2d(width, 1, kernel_size=1)
 
     # The network
-
-    @property
-    def scores_by_map(self) -> bool:
-        return False
-
-    def see(self, images: Tensor, also: Sequence[int] = ()) -> Features:
-        with self._autocast(images):
-            return super().see(images, also)
 
     def look(self, images: Tensor, seen: Features) -> Look:
         """All that it makes of pictures B 3 H W, of which `see` gave the features."""
@@ -228,51 +187,7 @@ class AtacNet(EndToEnd, TrainedMethod):
                 return features, grad_cam(self.mapper, features)
             return features, self.mapper(features)[:, 0]
 
-    def _offset(self, maps: Tensor, images: Tensor) -> float:
-        """Where the locations of B h w lie in B 3 H W, as `resampled` takes it."""
-        return self.backbone.offset((maps.shape[1], maps.shape[2]), images)
-
-    def _extracted(self, seen: Features) -> Tensor:
-        own = seen.layers(slice(len(self.layers)))
-        tokens, grid = join(own, self.backbone.spec.kind)
-        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
-
     # Training
-
-    def start_training(self, sample: TrainingBatch) -> None:
-        """What the features depend on learns, unless `extractor_rate` is 0; a norm or a convolution
-        after them stays as it is, as where several processes train together everything that learns
-        has to take part.
-        """
-        backbone = self.backbone.eval().requires_grad_(self.config.encoder_learns)
-        if not self.config.encoder_learns:
-            return
-        assert sample.images is not None
-        parameters = list(backbone.parameters())
-        with torch.enable_grad():
-            corner = sample.images[:1, :, : backbone.stride, : backbone.stride]
-            total = self._extracted(self.see(corner)).sum()
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.requires_grad_(gradient is not None)
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        extractor = [each for each in self.backbone.parameters() if each.requires_grad]
-        own = [
-            each
-            for name, each in self.named_parameters()
-            if each.requires_grad and not name.startswith("backbone.")
-        ]
-        rate = self.config.learning_rate
-        groups: list[dict[str, Any]] = [{"params": own}]
-        if extractor:
-            groups.append({"params": extractor, "lr": rate * self.config.extractor_rate})
-        decay = self.config.weight_decay
-        return torch.optim.Adam(groups, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
-
-    def learning_rate_factor(self, fraction: float) -> float:
-        """Steps down; in the paper after 10 and 20 of 30 epochs."""
-        return self.config.drop ** math.floor(fraction / self.config.drop_every + 1e-9)
 
     def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         """Eq. 12, or the weighted cross-entropy."""
@@ -287,7 +202,7 @@ class AtacNet(EndToEnd, TrainedMethod):
         """Pictures B 3 H W and labels B, the normal ones first: CutMix has made `pseudo` of the
         anomalous ones.
 
-        Args: batch: where half of a batch is to be anomalous (`balanced_batches`), B//2 of its rows
+        Args: batch: where half of a batch is to be anomalous (`defects_among`), B//2 of its rows
             are labelled defects, or none is: then these rows are normal pictures that CutMix takes
             pieces from.
         Raises: ConfigError for fewer than two rows.
@@ -298,30 +213,25 @@ class AtacNet(EndToEnd, TrainedMethod):
         half = count // 2
         if half == 0:
             raise ConfigError("train_batch_size: 2 at least for each process, for both classes")
+        balanced = self.config.defects_among(count) is not None
         anomalous = made = half
         if labels is None:
             # Unless other processes have the defects.
-            if not self.config.balanced_batches and self.class_counts[1]:
+            if not balanced and self.class_counts[1]:
                 anomalous = made = 0
             labels = torch.full((count,), NORMAL, device=images.device)
         else:
-            if not self.config.balanced_batches:
+            if not balanced:
                 anomalous = int((labels == ANOMALOUS).sum())
             # On average that share.
             made = int(self.config.pseudo * anomalous + float(torch.rand(())))
-            # The normal ones first, each class in an order of its own; no device is asked where
-            # they are.
-            order = (labels + torch.rand(count).to(images.device, non_blocking=True)).argsort()
-            images, labels = images[order], labels[order]
+            images, labels = normal_first(images, labels)
         normal, other = images[: count - anomalous], images[count - anomalous :]
         made = min(made, len(normal))
         pseudo = cut_mix(normal[:made], other[:made], self._looked_at(normal[:made]))
         found = [labels[: count - anomalous], labels[count - anomalous + made :]]
         found.append(labels.new_full((made,), ANOMALOUS))
         return torch.cat([normal, other[made:], pseudo]), torch.cat(found)
-
-    def after_step(self, step: int, steps: int) -> None:
-        share_statistics(self)
 
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
         """The mean scores of both classes, and the share of the picture that crops cover."""
@@ -340,13 +250,6 @@ class AtacNet(EndToEnd, TrainedMethod):
         if look.boxes is not None:
             figures["crop_share"] = float(look.boxes[:, 2:].prod(1).mean())
         return figures
-
-    def end_training(self, steps: int) -> None:
-        self.requires_grad_(False)
-        self.steps = self.steps.new_tensor([steps])
-
-    def learned_tensors(self) -> dict[str, Stored]:
-        return {"steps": numbers(1, low=1)}
 
     # Scoring
 
@@ -396,7 +299,7 @@ class AttentionAugmentation(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.convolutions = nn.Sequential(*_convolved(dim, width), *_convolved(width, width))
+        self.convolutions = nn.Sequential(*convolved(dim, width), *convolved(width, width))
         narrow = max(1, width // 8)
         self.query = nn.Conv2d(width, narrow, kernel_size=1)
         self.key = nn.Conv2d(width, narrow, kernel_size=1)
@@ -409,11 +312,6 @@ class AttentionAugmentation(nn.Module):
         q, k, v = (part(x).flatten(2).transpose(1, 2) for part in parts)  # each B N d
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return cast(Tensor, x + self.gain * mixed.transpose(1, 2).reshape(x.shape))
-
-
-def _convolved(inward: int, outward: int) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(inward, outward, kernel_size=3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(outward), nn.ReLU()
 
 
 @torch.no_grad()

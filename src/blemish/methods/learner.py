@@ -24,7 +24,7 @@ class Schedule:
 
     Attributes:
         epochs: passes over the training pictures (each rotation and flip of one counts as a
-            picture); over the normal ones where labelled defects fill half of every batch.
+            picture); over the normal ones where labelled defects have a part of every batch.
         min_steps: a small set is passed over more often, until this many steps have been made.
         train_batch_size: pictures of one optimiser step, over all processes (`batch_size` of `fit`
             is how many the frozen part looks at, at once).
@@ -48,12 +48,11 @@ class Schedule:
         """Whether anything of the encoder is trained."""
         return False
 
-    @property
-    def balanced_batches(self) -> bool:
-        """Whether labelled defects, where there are any, fill half of every batch. Else they come
-        as often as the other pictures do.
+    def defects_among(self, size: int) -> int | None:
+        """How many of the `size` rows of every batch are labelled defects, where there are any;
+        None: they come as often as the other pictures do.
         """
-        return True
+        return size // 2
 
 
 @dataclass(frozen=True, kw_only=True)

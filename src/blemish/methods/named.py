@@ -9,11 +9,12 @@ from blemish.methods.adaptation import Adapter
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.base import Method
 from blemish.methods.capabilities import Adapts, LooksAtScales
+from blemish.methods.dra import Dra
 from blemish.methods.lda import Lda
 from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Mode
 
-METHODS: dict[str, type[Method]] = {**UNSUPERVISED, "lda": Lda, "atacnet": AtacNet}
+METHODS: dict[str, type[Method]] = {**UNSUPERVISED, "lda": Lda, "atacnet": AtacNet, "dra": Dra}
 
 
 def method_class(name: str) -> type[Method]:

@@ -38,8 +38,8 @@ class Feed:
         kept: row by row what a step needs; None where it does not fit in memory.
 
     Where some of the pictures are labelled defects, half of every batch is drawn from them, as
-    often as that takes, unless the method wants them as often as the other pictures
-    (`Schedule.balanced_batches`).
+    often as that takes, unless the method wants another part, or them as often as the other
+    pictures (`Schedule.defects_among`).
     """
 
     method: Learner
@@ -66,7 +66,7 @@ class Feed:
     def of_an_epoch(self, size: int) -> tuple[int, int]:
         """How many rows make an epoch, and how many of them come with every batch of `size` rows.
 
-        Where defects fill half of every batch the normal rows make it, each drawn once; else all
+        Where defects have a part of every batch the normal rows make it, each drawn once; else all
         rows do.
         """
         rows, count = self._parts(size)[0]
@@ -100,10 +100,10 @@ class Feed:
 
     def _parts(self, size: int) -> list[tuple[Tensor, int]]:
         """What a batch of `size` rows is drawn from: rows, and how many of them."""
-        labels = self.labels
-        if labels is not None and self.method.config.balanced_batches and not labels.all():
+        labels, count = self.labels, self.method.config.defects_among(size)
+        if labels is not None and count is not None and not labels.all():
             normal, defects = ((labels == label).nonzero()[:, 0] for label in (NORMAL, ANOMALOUS))
-            return [(normal, size - size // 2), (defects, size // 2)]
+            return [(normal, size - count), (defects, count)]
         return [(torch.arange(self.rows), size)]
 
     @property
