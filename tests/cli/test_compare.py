@@ -269,7 +269,7 @@ def test_wrong_questions(refused: Any, good_folder: Path, tmp_path: Path, here: 
     assert "sizes are needed" in refused("compare", good_folder, "--resolutions big", *out)
     assert "key=value" in refused("compare", good_folder, "--vary layers", *out)
     assert "did you mean 'layers'" in refused("compare", good_folder, "--vary lairs=1", *out)
-    assert "from 0.002 to 0.1" in refused("compare", good_folder, "--smallest-defect 2", *out)
+    assert "[0.002, 0.1]" in refused("compare", good_folder, "--smallest-defect 2", *out)
     for name in good_folder.iterdir():
         if int(name.stem) >= 11:
             name.unlink()

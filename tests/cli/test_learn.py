@@ -131,7 +131,7 @@ def test_fit_of_few_shots(
     assert (made["config"]["rotations"], made["config"]["flips"]) == (16, True)
     assert answered(*few, "--set rotations=1")["config"]["rotations"] == 1
     assert "2 shots by seed 5" in run("inspect", tmp_path / "a")[1]
-    assert "at least 1" in refused(*fit, "--shots 0")
+    assert "greater than or equal to 1" in refused(*fit, "--shots 0")
 
 
 @pytest.mark.parametrize("size", ["32x64", "32,64"])
@@ -215,8 +215,8 @@ def test_a_threshold_by_hand(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("predict PART PART --threshold nan", "the threshold is nan; a finite number"),
-        ("calibrate PART -o NEW --threshold inf", "the threshold is inf; a finite number"),
+        ("predict PART PART --threshold nan", "--threshold nan: a finite number"),
+        ("calibrate PART -o NEW --threshold inf", "--threshold inf: a finite number"),
         ("calibrate PART -o NEW --threshold high", "Invalid value for '--threshold'"),
         ("calibrate PART -o NEW", "needs pictures of good parts, labelled defects"),
         ("calibrate PART -o NEW good --threshold 3", "or the threshold itself"),

@@ -90,7 +90,7 @@ def test_interrupted_and_gone_on_with(
         ("knn --engine parts --student", "student: is distilled"),
         ("knn --engine ray --num-workers 0", "'--num-workers'"),
         ("knn --engine ray --address head", "HOST:PORT is needed"),
-        ("knn --engine ray --gpus-per-worker -1", "'--gpus-per-worker'"),
+        ("knn --engine ray --gpus-per-worker -1", "--gpus-per-worker -1"),
     ],
 )
 def test_what_does_not_go_together(

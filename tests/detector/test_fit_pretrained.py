@@ -26,6 +26,7 @@ from blemish.detector.predict import Detector
 from blemish.errors import CollapseError, ConfigError, OutputError
 from blemish.methods import selfsupervised
 from blemish.methods.apmask import APMaskConfig
+from blemish.methods.dino import DINOConfig
 from blemish.methods.guided_config import GuidedConfig
 from blemish.report import figures
 from blemish.training import train
@@ -160,9 +161,9 @@ def test_it_is_as_if_the_encoder_had_been_made_before(
 
 
 def test_a_setting_reaches_the_pre_training(picture: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[APMaskConfig] = []
+    asked: list[DINOConfig] = []
 
-    def noted(_backbone: Any, _stream: Any, config: APMaskConfig, **_: Any) -> Any:
+    def noted(_backbone: Any, _stream: Any, config: DINOConfig, **_: Any) -> Any:
         asked.append(config)
         raise KeyboardInterrupt
 
@@ -177,12 +178,8 @@ def test_a_setting_reaches_the_pre_training(picture: Part, monkeypatch: pytest.M
             seed=4,
         )
     (config,) = asked
-    assert (config.objective, config.masking, config.mask_ratio, config.epochs) == (
-        "dino",
-        "block",
-        0.5,
-        9,
-    )
+    assert isinstance(config, DINOConfig)
+    assert (config.masking, config.mask_ratio, config.epochs) == ("block", 0.5, 9)
     assert (config.seed, config.backbone, config.image_size) == (4, "test_vit", 32)
     with pytest.raises(ConfigError, match="layer 9 does not exist"):  # said before the work
         fit(parts(picture), guide_layers=(9,))

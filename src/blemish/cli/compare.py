@@ -11,7 +11,7 @@ from typer import Argument, Option
 from blemish.cli import console, options, words
 from blemish.cli.options import Device, Json, Precision, Seed, Settings, Weights
 from blemish.cli.status import BROKEN_PICTURES, ERROR, WELL
-from blemish.config import assigned, height_width
+from blemish.config import Range, assigned, height_width
 from blemish.errors import ConfigError
 from blemish.extras import require
 from blemish.text import pluralize
@@ -61,7 +61,7 @@ Vary = Annotated[
 Minutes = Annotated[
     float,
     Option(
-        min=0.1,
+        callback=options.in_range(Range(0, above=True)),
         help="For all of it. Pictures are left out where there are too many for it; what is "
         "trained shares what is left. What does not come to its turn is measured by the same "
         "command again.",
@@ -71,6 +71,7 @@ SmallestDefect = Annotated[
     float,
     Option(
         metavar="SHARE",
+        callback=options.in_range(Range(0.002, 0.1)),  # as `bench.choosing.comparing` has it
         help="About the size of the smallest defects that matter, as a share of the picture's "
         "sides (0.01 for 1 %): so small some generated ones are.",
     ),
@@ -95,6 +96,7 @@ Rate = Annotated[
     float | None,
     Option(
         "--false-alarm-rate",
+        callback=options.in_range(options.INNER_SHARE),
         help="Share of good pictures that may raise an alarm. [default: 0.05, without a threshold "
         "where there are too few pictures for it]",
     ),

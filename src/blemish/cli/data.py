@@ -141,8 +141,10 @@ def synthetic(
         int, Option(min=1, help="Good pictures to learn from; half as many more to test on.")
     ] = 60,
     defects: Annotated[int, Option(min=1, help="Pictures of each kind of defect.")] = 8,
-    seed: Annotated[int, Option(min=0, help="Of the drawing.")] = 0,
-    size: Annotated[int, Option(metavar="PIXELS", help="Side of the square pictures.")] = 256,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the drawing.")] = 0,
+    size: Annotated[
+        int, Option(min=64, max=2048, metavar="PIXELS", help="Side of the square pictures.")
+    ] = 256,
     json: Json = False,
 ) -> int:
     """Draw a data set: a turned flange on a belt, good and with five kinds of defects, with exact

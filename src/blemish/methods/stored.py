@@ -52,7 +52,9 @@ def numbers(*shape: int | Free, low: float = 0, high: float = 2**53) -> Stored:
 def weight(name: str, tensor: Tensor) -> Stored:
     """What a tensor of a network must be that has the shape and the kind of `tensor`."""
     dtypes = FLOATS if tensor.is_floating_point() else (tensor.dtype,)
-    least = 0 if name.endswith(("running_var", "num_batches_tracked")) else -math.inf
+    if name.endswith("num_batches_tracked"):
+        return numbers(*tensor.shape)
+    least = 0 if name.endswith("running_var") else -math.inf
     return Stored(shape=tuple(tensor.shape), dtypes=dtypes, low=least)
 
 

@@ -219,7 +219,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()[:3]
-        ['agpnet', 'agpnet-ablations', 'apmask']
+        ['agpnet', 'agpnet-ablations', 'ahl']
     """
     files = (file.name for file in resources.files(__name__).iterdir())
     return sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX))
