@@ -212,18 +212,22 @@ def overheads(blocks: int, pictures: int, each: int) -> dict[str, float]:
         if number in (blocks // 5, blocks - 1):
             marks.append((number, _spent()))
     (first, before), (last, after) = marks
-    return {name: (after[name] - before[name]) / (last - first) for name in after}
+    found = {"driver": 0.0, "worker": 0.0}
+    for process, (kind, seconds) in after.items():  # not what has ended: Ray ends who is idle
+        found[kind] += (seconds - before.get(process, (kind, 0.0))[1]) / (last - first)
+    return found
 
 
-def _spent() -> dict[str, float]:
+def _spent() -> dict[int, tuple[str, float]]:
+    """Of each process: where it counts, and its seconds so far."""
     here = psutil.Process()
-    found = {"driver": sum(here.cpu_times()[:2]), "worker": 0.0}
+    found = {here.pid: ("driver", sum(here.cpu_times()[:2]))}
     for one in here.children(recursive=True):
         try:
             name, times = one.name(), one.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        found["driver" if "gcs" in name else "worker"] += times.user + times.system
+        found[one.pid] = ("driver" if "gcs" in name else "worker", times.user + times.system)
     return found
 
 
