@@ -11,6 +11,8 @@ from naive import f64, gelu, layer_normed
 from torch import Tensor, nn
 
 from blemish.backbones import Backbone, build
+from blemish.methods.learner import TrainingBatch
+from blemish.methods.reconstruction import Reconstruction
 
 HEIGHT = 64
 WIDTH = 48
@@ -24,6 +26,26 @@ def backbone_of(name: str) -> Backbone:
 
 def pictures(count: int = 2, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def losses_of_learning(method: Reconstruction, steps: int) -> list[float]:
+    """Of each step on eight pictures. All of the decoder must be reached, and nothing else."""
+    batch = TrainingBatch(None, method.encode(pictures(8)))
+    method.start_training(batch)
+    optimizer, losses = method.optimizer(), []
+    method.decoder.train()
+    for step in range(steps):
+        loss = method.training_step(batch, step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(method.decoder.parameters(), method.clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    for parameter in method.decoder.parameters():
+        assert parameter.grad is not None
+        assert float(parameter.grad.abs().max()) > 0
+    assert all(parameter.grad is None for parameter in method.backbone.parameters())
+    return losses
 
 
 def shaken(decoder: nn.Module) -> None:
