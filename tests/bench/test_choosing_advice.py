@@ -49,6 +49,10 @@ def test_what_is_surely_better_is_taken_whatever_it_costs() -> None:
     assert "This is sure" in found.sure
 
 
+def test_one_that_was_measured_alone_is_not_called_sure() -> None:
+    assert "nothing that it could be compared with" in taken(of("only", 0.01, row(0.9, 0.02))).sure
+
+
 def test_few_pictures_do_not_excuse_what_is_much_worse() -> None:
     found = taken(of("slow", 0.05, row(0.9, 0.2)), of("quick", 0.01, row(0.8, 0.2, seed=1)))
     assert found.chosen == 0

@@ -97,7 +97,9 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
         chosen=chosen,
         alike=tuple(at for at in left if at != chosen),
         reasons=tuple(reasons),
-        sure=_sure(within, "labelled" if labelled >= ENOUGH else "generated"),
+        sure=_sure(within, "labelled" if labelled >= ENOUGH else "generated")
+        if len(contenders) > 1
+        else "There is nothing that it could be compared with.",
         doubtful=within < _FAIRLY,
         by=" and ".join(judged),
     )
