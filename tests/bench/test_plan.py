@@ -64,6 +64,8 @@ def test_the_key_is_what_is_measured(mvtec: Path, tmp_path: Path) -> None:
     assert len({one.key, *(other.key for other in others)}) == 1 + len(others)
     assert a_run(mvtec, weights=str(first)).key == a_run(mvtec, weights=str(second)).key
     assert a_run(mvtec, time_budget=1).key == a_run(mvtec, time_budget=1.0).key
+    budgets = [{}, {"time_budget": 1}, {"compute_budget": 1}]
+    assert len({a_run(mvtec, **one).key for one in budgets}) == 3
     shuffled, ordered = (
         a_run(mvtec, shifts=names) for names in (["noise", "blur", "noise"], ["blur", "noise"])
     )

@@ -181,10 +181,18 @@ def test_bench_has_full_and_reduced_schedules(
     assert [one["time_budget"] for one in runs] == [budget, None]
 
 
+def test_bench_has_budgets_of_arithmetic(planned: Answered) -> None:
+    agpnet, knn = planned("--methods agpnet,knn", "--compute-budget 4")
+    assert (agpnet["time_budget"], agpnet["compute_budget"]) == (None, 4)
+    assert knn["compute_budget"] is None
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ("--schedule full --time-budget 4", "leave one of them out"),
+        ("--schedule full --compute-budget 4", "leave one of them out"),
+        ("--time-budget 4 --compute-budget 4", "give one of them"),
         ("--schedule reducd", "did you mean 'reduced'"),
         ("--seeds 0", "how many is needed, at least 1"),
         ("--seeds -2", "how many is needed, at least 1"),

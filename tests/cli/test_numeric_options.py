@@ -56,6 +56,7 @@ REFUSED = {
     "--threads": (*COUNTS, "9999", HUGE),
     "--threshold": NOT_NUMBERS,
     "--time-budget": POSITIVE,
+    "--compute-budget": POSITIVE,
     "--time-limit": (*POSITIVE, "1e9"),
 }
 

@@ -30,6 +30,7 @@ from blemish.methods.dino import DINOConfig
 from blemish.methods.guided_config import GuidedConfig
 from blemish.report import figures
 from blemish.training import train
+from blemish.training.budget import Budget
 from blemish.types import Progress
 
 SETTINGS: dict[str, Any] = {
@@ -229,16 +230,17 @@ def test_what_lies_in_the_way_of_the_second_stage_is_said_before_the_first(
 
 
 def test_each_stage_gets_half_of_the_time(picture: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    budgets: list[float] = []
+    budgets: list[Budget] = []
 
-    def noted(*arguments: Any, minutes: float, **options: Any) -> Any:
-        budgets.append(minutes)
-        return train(*arguments, minutes=None, **options)
+    def noted(*arguments: Any, budget: Budget, **options: Any) -> Any:
+        budgets.append(budget)
+        return train(*arguments, **options)
 
     for module in ("detector.fit", "detector.pretrain"):
         monkeypatch.setattr(f"blemish.{module}.train", noted)
     fit(parts(picture)[:4], time_budget=3.0)
-    assert budgets == [1.5, 1.5]
+    fit(parts(picture)[:4], compute_budget=4.0)
+    assert budgets == [Budget(minutes=1.5)] * 2 + [Budget(teraflops=2)] * 2
 
 
 @pytest.mark.usefixtures("_every_step_is_kept")

@@ -29,6 +29,7 @@ from blemish.errors import ArtifactError, CollapseError, ConfigError, DataError,
 from blemish.export.exporting import export
 from blemish.methods.student import StudentConfig
 from blemish.training import train
+from blemish.training.budget import Budget
 from blemish.types import Progress
 
 STEPS = 6
@@ -214,15 +215,15 @@ def test_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_gets_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    budgets: list[float] = []
+    budgets: list[Budget] = []
 
-    def noted(*arguments: Any, minutes: float, **options: Any) -> Any:
-        budgets.append(minutes)
-        return train(*arguments, minutes=None, **options)
+    def noted(*arguments: Any, budget: Budget, **options: Any) -> Any:
+        budgets.append(budget)
+        return train(*arguments, **options)
 
     monkeypatch.setattr(distil, "train", noted)
     fit(time_budget=3.0)
-    assert budgets == [3.0]
+    assert budgets == [Budget(minutes=3)]
 
 
 @pytest.mark.parametrize(

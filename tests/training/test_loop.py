@@ -1,4 +1,4 @@
-"""The loop: order of the pictures, order of a step, memory or none, precision, time budget."""
+"""The loop: order of the pictures, order of a step, memory or none, precision, budgets."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from blemish.errors import ConfigError, DataError, NonFiniteError
 from blemish.methods.learner import TrainingBatch
 from blemish.text import duration
 from blemish.training import train
+from blemish.training.budget import Budget
 from blemish.training.feed import seed_of
 
 
@@ -245,7 +246,7 @@ def test_a_time_budget_sets_the_number_of_steps(monkeypatch: pytest.MonkeyPatch)
     toy = Clockwork(ToyConfig(epochs=1000))
     with monkeypatch.context() as patched:
         patched.setattr("blemish.training.loop.time.perf_counter", lambda: toy.now)
-        done, _ = train(toy, stream_of(pictures(9)), seed=7, identity={}, minutes=2)
+        done, _ = train(toy, stream_of(pictures(9)), seed=7, identity={}, budget=Budget(minutes=2))
     # 9 s of encoding; a slow step and two others say that a step takes 2 s; 97 s are left then.
     assert done.steps == toy.made.item() == (120 - 9 - 14) // 2
     assert done.seconds <= 120
@@ -258,16 +259,62 @@ def test_a_time_budget_that_reading_has_used_up(monkeypatch: pytest.MonkeyPatch)
     toy = Clockwork(ToyConfig())
     monkeypatch.setattr("blemish.training.loop.time.perf_counter", lambda: toy.now)
     told: list[str] = []
-    how: dict[str, Any] = {"minutes": 0.1, "progress": lambda stage, *_: told.append(stage)}
-    done, _ = train(toy, stream_of(pictures(9)), seed=7, identity={}, **how)
+    how: dict[str, Any] = {"seed": 7, "identity": {}, "budget": Budget(minutes=0.1)}
+    heard = lambda stage, *_: told.append(stage)  # noqa: E731
+    done, _ = train(toy, stream_of(pictures(9)), progress=heard, **how)
     assert done.steps == 1
     assert "reading the pictures has used up the time budget: one step is made" in told
 
 
-@pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
-def test_a_time_budget_is_positive(minutes: float) -> None:
-    with pytest.raises(ConfigError, match="time budget must be a positive number"):
-        run(ToyConfig(), minutes=minutes)
+# test_vit on 32²: 4 patches and [CLS], 2 blocks of width 64 with 192 in the middle.
+ENCODED = 2 * (4 * 768 * 64 + 2 * (5 * (64 * 192 + 64 * 64 + 2 * 64 * 192) + 2 * 25 * 64))
+STEP = 2 * 2 * 64 * 64  # a row through `learned`, and back to its weights
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_compute_budget_sets_the_number_of_steps(looks: bool) -> None:
+    config = ToyConfig(epochs=1000, looks=looks)
+    exactly = (9 * ENCODED + 7 * 4 * STEP) / 1e12
+    made, done = run(config, 9, budget=Budget(teraflops=exactly))
+    assert done.steps == made["made"].item() == 7
+    plain, _ = run(ToyConfig(epochs=1, min_steps=7, looks=looks), 9)
+    assert same(made, plain)  # counting steps has left no trace
+    assert run(config, 9, budget=Budget(teraflops=exactly * 0.9999))[1].steps == 6
+
+
+def test_a_compute_budget_pays_for_what_is_encoded_anew() -> None:
+    """Of each step of 4 pictures, in batches of 3, which are filled up."""
+    exactly = 5 * (6 * ENCODED + 4 * STEP) / 1e12
+    done = run(ToyConfig(epochs=1000, cache_gib=0), 9, budget=Budget(teraflops=exactly))[1]
+    assert (done.steps, done.cached) == (5, False)
+
+
+def test_a_compute_budget_that_encoding_has_used_up() -> None:
+    told: list[str] = []
+    how: dict[str, Any] = {"progress": lambda stage, *_: told.append(stage)}
+    assert run(ToyConfig(), 9, budget=Budget(teraflops=1e-9), **how)[1].steps == 1
+    assert "encoding the pictures has used up the compute budget: one step is made" in told
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("minutes", "time_budget: a positive number of minutes is needed"),
+        ("teraflops", "compute_budget: a positive number of TFLOP is needed"),
+    ],
+)
+def test_a_budget_is_positive(name: str, value: float, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Budget(**{name: value})
+
+
+def test_one_budget_and_its_half() -> None:
+    with pytest.raises(ConfigError, match="time_budget and compute_budget: give one of them"):
+        Budget(minutes=1, teraflops=1)
+    assert Budget(teraflops=3).half() == Budget(teraflops=1.5)
+    assert Budget(minutes=3).half() == Budget(minutes=1.5)
+    assert Budget().half() == Budget()
 
 
 def test_durations() -> None:

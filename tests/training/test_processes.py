@@ -37,6 +37,7 @@ from blemish.errors import ConfigError
 from blemish.images import decode
 from blemish.losses.clustering import sinkhorn
 from blemish.training import distributed, train
+from blemish.training.budget import Budget
 
 # Importing torch takes longer than all that is tested here: done once, in a process that the others
 # are forked from.
@@ -140,7 +141,7 @@ def test_two_processes_resume_and_keep_a_time_budget(tmp_path: Path) -> None:
     path, config = tmp_path / "toy.checkpoint", ToyConfig(epochs=1, min_steps=6)
     whole, again = [tmp_path / "0", tmp_path / "1"], [tmp_path / "2", tmp_path / "3"]
     for results in (whole, again):
-        how = {"checkpoint": path, "resume": results is again, "minutes": 0.002}
+        how = {"checkpoint": path, "resume": results is again, "budget": Budget(minutes=0.002)}
         assert together(results, config, **how) == [0, 0]
     (first, told), (_, other), (tensors, told_again) = map(read, (*whole, again[1]))
     steps = told["training"]["steps"]

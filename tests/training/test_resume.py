@@ -19,6 +19,7 @@ from blemish.config import to_dict
 from blemish.errors import ArtifactError, BlemishError, ConfigError, OutputError
 from blemish.methods.learner import TrainingBatch
 from blemish.training import checkpoint, loop, train
+from blemish.training.budget import Budget
 
 
 def step_of(path: Path) -> int:
@@ -174,12 +175,16 @@ def test_a_checkpoint_is_not_written_over(interrupted: Path) -> None:
     assert interrupted.read_bytes() == content
 
 
+BRIEF = Budget(minutes=0.0015)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"config": ToyConfig(noise=0.25)}, r"differs in noise \(0\.1 there, 0\.25 now\);"),
         ({"seed": 8}, r"differs in seed \(7 there, 8 now\)"),
-        ({"minutes": 3.0}, r"differs in time budget \(null there, 3\.0 now\)"),
+        ({"budget": Budget(minutes=3)}, r"differs in time budget \(null there, 3 now\)"),
+        ({"budget": Budget(teraflops=3)}, r"differs in compute budget \(null there, 3 now\)"),
         ({"identity": {}}, r"differs in backbone \(\"test_vit\" there, null now\), cache_gib"),
         ({"count": 9}, "was made with other training pictures"),
     ],
@@ -255,10 +260,10 @@ def test_a_resumed_training_keeps_the_steps_of_its_time_budget(
     clock = "blemish.training.loop.time.perf_counter"
     monkeypatch.setattr(clock, lambda: next(ticks) / 1000)
     path = tmp_path / "toy.checkpoint"
-    stopped(25, ToyConfig(), path, identity={}, minutes=0.0015)  # at most 20 are tried
+    stopped(25, ToyConfig(), path, identity={}, budget=BRIEF)  # at most 20 are tried
     header = artifact.read(path)[1]["checkpoint"]
     assert 20 < header["step"] < header["steps"] < 100
-    again, done = run(ToyConfig(), identity={}, minutes=0.0015, checkpoint=path, resume=True)
+    again, done = run(ToyConfig(), identity={}, budget=BRIEF, checkpoint=path, resume=True)
     assert (done.resumed_at, done.steps) == (header["step"], header["steps"])
     assert same(again, run(ToyConfig(epochs=1, min_steps=done.steps))[0])
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from blemish.data.transforms import prepare
 from blemish.detector.predict import Detector
@@ -25,6 +22,7 @@ from blemish.images import Picture, Source, decode
 from blemish.methods import Method
 from blemish.methods.learner import TrainingBatch
 from blemish.methods.trained import TrainedMethod
+from blemish.training.arithmetic import counting
 from blemish.types import Scores
 
 # Runs that are not timed: the first ones choose kernels, and make what is kept from then on.
@@ -79,7 +77,7 @@ def measure(
     middle, late = np.percentile(_milliseconds(score, repeats), [50, 95])
     fitted = detector.method.state_dict()
     # After the timing, so that what a method makes once, when first asked, is counted in neither.
-    with _counting() as counter, _Reading(fitted) as reading:
+    with counting() as counter, _Reading(fitted) as reading:
         _scored(detector, images)
     return {
         "learnable_parameters": _learnable(detector.method, images),
@@ -132,26 +130,6 @@ class _Reading(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ):
                 self.names.add(name)
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _counting() -> Iterator[FlopCounterMode]:
-    """A counter of FLOPs. It has no formula for some fused attention kernels, as that of CPUs: none
-    is used."""
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter,
-    ):
-        yield counter
-
-
-def _matrix_times_vector(matrix: torch.Size, vector: torch.Size, *_: Any, **__: Any) -> int:
-    """The counter knows products of matrices only."""
-    rows, columns = matrix
-    return 2 * rows * columns
-
-
-_FORMULAS = {torch.ops.aten.mv: _matrix_times_vector}
 
 
 def _learnable(method: Method, images: Tensor) -> int:

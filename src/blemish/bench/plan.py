@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from blemish.files import WEIGHTS_BYTES, open_regular
 from blemish.methods import MethodConfig, method_class
 from blemish.methods.capabilities import Adapts
 from blemish.text import pluralize
+from blemish.training.budget import Budget
 from blemish.types import MODES, RESOLUTION
 
 ROOT_VARIABLE = "BLEMISH_DATA"
@@ -49,7 +49,7 @@ class Run:
         weights, shots: as of `blemish.fit`.
         anomaly_count, anomaly_type: as of `blemish.fit`, of the data set's own defects, which then
             do not test; None = no defect is learned from.
-        time_budget: as of `blemish.fit`; None for a method that is not trained.
+        time_budget, compute_budget: as of `blemish.fit`; None for a method that is not trained.
         false_alarm_rate: as of `blemish.fit`, for a threshold that comes about in the method's
             usual way: from the training pictures each left out in turn, or from a fifth of them,
             which is then not learned from. None = no threshold, and all are learned from.
@@ -71,6 +71,7 @@ class Run:
     anomaly_count: int | None = None
     anomaly_type: str | None = None
     time_budget: float | None = None
+    compute_budget: float | None = None
     false_alarm_rate: float | None = None
     shifts: Sequence[str] = ()
     adapt: Sequence[str] = ()
@@ -84,12 +85,10 @@ class Run:
             raise ConfigError(
                 "anomaly_type: say how many of that type to learn from, too (anomaly_count)"
             )
-        if self.time_budget is not None:
-            if not 0 < self.time_budget < math.inf:
-                raise ConfigError(
-                    f"time_budget: a positive number of minutes is needed, got {self.time_budget:g}"
-                )
-            object.__setattr__(self, "time_budget", float(self.time_budget))
+        _ = Budget(minutes=self.time_budget, teraflops=self.compute_budget)  # refuses what is none
+        for name in ("time_budget", "compute_budget"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
         if self.false_alarm_rate is not None and not 0 < self.false_alarm_rate < 1:
             raise ConfigError(
                 f"false_alarm_rate: {self.false_alarm_rate:g} is not between 0 and 1 (0.05 for 5 %)"
@@ -123,8 +122,9 @@ class Run:
         ConfigError as `config`."""
         parts = {**self.to_dict(), "settings": configs.to_dict(self.config)}
         del parts["path"], parts["label"]
-        if self.false_alarm_rate is None:  # rows of before there was one keep their key
-            del parts["false_alarm_rate"]
+        for name in ("false_alarm_rate", "compute_budget"):
+            if parts[name] is None:  # rows of before there was one keep their key
+                del parts[name]
         if self.weights is not None and Path(self.weights).is_file():
             with open_regular(self.weights, limit=WEIGHTS_BYTES, error=WeightsError) as file:
                 parts["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -156,6 +156,7 @@ def plan(
     anomaly_count: int | None = None,
     anomaly_type: str | None = None,
     time_budget: float | None = None,
+    compute_budget: float | None = None,
     false_alarm_rate: float | None = None,
     shifts: Sequence[str] = (),
     adapt: Sequence[str] = (),
@@ -170,7 +171,7 @@ def plan(
         data: name -> path, as `data_sets` and `places` give them.
         assignments: "key=value", what differs from the recipes.
         anomaly_count, anomaly_type: of methods that learn from defects; the others do without.
-        time_budget: of trained methods; the others do without.
+        time_budget, compute_budget: of trained methods; the others do without.
         false_alarm_rate, shifts, adapt: as of `Run`.
         label: how tables call these settings; None = the settings themselves.
     Raises: ConfigError for an unknown method, recipe, key, shift or mode, a bad value, or a method
@@ -195,6 +196,7 @@ def plan(
                 anomaly_count=count if taught else None,
                 anomaly_type=anomaly_type if taught else None,
                 time_budget=time_budget if config.learns_by_gradient else None,
+                compute_budget=compute_budget if config.learns_by_gradient else None,
                 false_alarm_rate=false_alarm_rate,
                 shifts=shifts,
                 adapt=(*entry.adapt, *adapt),

@@ -310,6 +310,7 @@ def _fitted(one: Run, device: str, precision: str) -> Detector:
         anomaly_count=one.anomaly_count,
         anomaly_type=one.anomaly_type,
         time_budget=one.time_budget,
+        compute_budget=one.compute_budget,
         seed=one.seed,
         false_alarm_rate=one.false_alarm_rate,
         calibration_fraction=0 if one.false_alarm_rate is None else None,

@@ -16,6 +16,7 @@ from blemish.cli.options import (
     AnomalyCount,
     AnomalyType,
     Backbone,
+    ComputeBudget,
     Device,
     ImageSize,
     Json,
@@ -97,8 +98,8 @@ Schedule = Annotated[
     str | None,
     Option(
         metavar="NAME",
-        help="full, as the recipe has it; or reduced to --time-budget, else to 15 minutes. "
-        "[default: full, without --time-budget]",
+        help="full, as the recipe has it; or reduced to --time-budget or --compute-budget, else to "
+        "15 minutes. [default: full, without these]",
     ),
 ]
 FalseAlarmRate = Annotated[
@@ -180,6 +181,7 @@ def bench(
     anomaly_type: AnomalyType = None,
     schedule: Schedule = None,
     time_budget: TimeBudget = None,
+    compute_budget: ComputeBudget = None,
     false_alarm_rate: FalseAlarmRate = None,
     shifts: Shifts = "",
     adapt: Adapt = "",
@@ -208,7 +210,8 @@ def bench(
         "assignments": options.assignments(settings, backbone=backbone, image_size=image_size),
         **{"weights": weights, "shots": shots, "label": label},
         **{"anomaly_count": anomaly_count, "anomaly_type": anomaly_type},
-        "time_budget": _budget(schedule, time_budget),
+        "time_budget": _minutes(schedule, time_budget, compute_budget),
+        "compute_budget": compute_budget,
         "false_alarm_rate": false_alarm_rate,
         **{"shifts": options.parts(shifts), "adapt": options.parts(adapt)},
     }
@@ -403,19 +406,20 @@ def _seeds(text: str) -> list[int]:
     return list(range(given[0]))
 
 
-def _budget(schedule: str | None, minutes: float | None) -> float | None:
+def _minutes(schedule: str | None, minutes: float | None, teraflops: float | None) -> float | None:
     """The time budget of a schedule by name.
 
     Raises: ConfigError for one that is unknown, or contradicts the budget.
     """
     if schedule is not None and schedule not in SCHEDULES:
         raise unknown_name("--schedule", schedule, SCHEDULES)
-    if schedule == FULL and minutes is not None:
-        raise ConfigError(
-            f"--schedule full --time-budget {minutes:g}: a time budget reduces it; "
-            "leave one of them out"
-        )
-    return REDUCED_MINUTES if schedule == REDUCED and minutes is None else minutes
+    for option, value in (("--time-budget", minutes), ("--compute-budget", teraflops)):
+        if schedule == FULL and value is not None:
+            raise ConfigError(
+                f"--schedule full {option} {value:g}: a budget reduces it; leave one of them out"
+            )
+    given = minutes is not None or teraflops is not None
+    return REDUCED_MINUTES if schedule == REDUCED and not given else minutes
 
 
 app = Typer(

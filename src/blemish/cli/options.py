@@ -321,4 +321,13 @@ TimeBudget = Annotated[
         help="For training, which is shaped to end there.",
     ),
 ]
+ComputeBudget = Annotated[
+    float | None,
+    Option(
+        metavar="TFLOP",
+        callback=in_range(Range(0, above=True)),
+        help="In place of --time-budget, so much arithmetic (10^12 operations, a multiply-add as "
+        "2): as many steps on every machine.",
+    ),
+]
 Resume = Annotated[bool, Option("--resume", help="Go on with a training that was interrupted.")]

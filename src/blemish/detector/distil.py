@@ -20,6 +20,7 @@ from blemish.detector.pretrain import digest_of, tensors_of
 from blemish.errors import CollapseError, DataError
 from blemish.methods.student import Student, StudentConfig
 from blemish.training import train
+from blemish.training.budget import Budget
 from blemish.types import Progress
 
 FEWEST = 8  # good pictures that a student is distilled on and held against
@@ -36,7 +37,7 @@ def distilled(
     preprocessing: Preprocessing,
     precision: torch.dtype,
     batch_size: int,
-    minutes: float | None,
+    budget: Budget,
     checkpoint: Path | None,
     resume: bool,
     progress: Progress,
@@ -46,7 +47,7 @@ def distilled(
     Args:
         teacher: on the device that the student is trained on. layers: those that the method reads.
         sources: good pictures; some are held to measure by. preprocessing: as of the method.
-        precision: bf16 or fp32. batch_size: pictures that the teacher looks at, at once. minutes,
+        precision: bf16 or fp32. batch_size: pictures that the teacher looks at, at once. budget,
             checkpoint, resume: as of `training.train`.
     Returns: the student, whose `info` and `spec` say of what, and how it was trained.
     Raises: ConfigError for a backbone that can have no student; DataError where no picture can be
@@ -73,7 +74,7 @@ def distilled(
             "weights": teacher.info.sha256,
             "blocks": list(learner.backbone.blocks),
         },
-        minutes=minutes,
+        budget=budget,
         checkpoint=checkpoint,
         resume=resume,
         progress=progress,

@@ -84,6 +84,7 @@ def fit(
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
     time_budget: float | None = None,
+    compute_budget: float | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     log: str | Path | None = None,
@@ -113,8 +114,9 @@ def fit(
         false_alarm_rate=false_alarm_rate, calibration_fraction=calibration_fraction,
         smallest_region=smallest_region or 0.0, roi=roi, ignore=ignore, resize=resize,
         tile=tile, overlap=overlap, foreground=foreground, student=student,
-        device=device, precision=precision, time_budget=time_budget, checkpoint=checkpoint,
-        resume=resume, log=log, progress=progress,
+        device=device, precision=precision, time_budget=time_budget,
+        compute_budget=compute_budget, checkpoint=checkpoint, resume=resume, log=log,
+        progress=progress,
     )  # fmt: skip
     return _fitted(request, way)
 
@@ -275,7 +277,7 @@ def _pretrained(
         area=request.area,
         resize=request.resize,
         precision=built.precision,
-        minutes=None if request.time_budget is None else request.time_budget / 2,
+        budget=request.budget.half(),
         checkpoint=checkpoint,
         resume=request.resume,
         log=request.log,
@@ -297,7 +299,7 @@ def _distilled(
         preprocessing=built.preprocessing,
         precision=built.precision,
         batch_size=request.batch_size,
-        minutes=request.time_budget,
+        budget=request.budget,
         checkpoint=checkpoint,
         resume=request.resume,
         progress=_told_as("student", request.progress),
@@ -332,14 +334,12 @@ def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
             sources=[*stream.sources, *shown.sources],
             labels=[NORMAL] * good + [ANOMALOUS] * of_defects,
         )
-    minutes = request.time_budget
-    if minutes is not None and built.method.config.pretraining_config is not None:
-        minutes /= 2  # the other half was the pre-training's
+    pretrained_first = built.method.config.pretraining_config is not None
     training, found = train(
         method,
         stream,
         seed=method.config.seed,
-        minutes=minutes,
+        budget=request.budget.half() if pretrained_first else request.budget,
         checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
         resume=request.resume,
         identity={

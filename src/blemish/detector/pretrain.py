@@ -54,6 +54,7 @@ from blemish.files import cannot_write
 from blemish.methods.objectives import objective_class, objective_of
 from blemish.methods.selfsupervised import SelfSupervised, SelfSupervisedConfig
 from blemish.training import distributed, train
+from blemish.training.budget import Budget
 from blemish.types import Failure, Progress, silent
 
 _LOOKS = 8  # how often the fixed picture's attention is logged, after the first step
@@ -117,6 +118,7 @@ def pretrain(
     device: str = "auto",
     precision: str = "auto",
     time_budget: float | None = None,
+    compute_budget: float | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     log: str | Path | None = None,
@@ -133,7 +135,7 @@ def pretrain(
             `blemish.fit`; all of the pictures are learned from.
         weights: what it starts from: a local weights file instead of the backbone's own source, or
             "random".
-        time_budget, checkpoint, resume: as of `blemish.fit`.
+        time_budget, compute_budget, checkpoint, resume: as of `blemish.fit`.
         log: a JSON-lines file that gets a line a step; None = none. `blemish.report.health` draws
             it.
     Raises: ConfigError, WeightsError; DataError when there is no usable picture; CollapseError when
@@ -149,6 +151,7 @@ def pretrain(
         1
     """
     started = time.perf_counter()
+    budget = Budget(minutes=time_budget, teraflops=compute_budget)
     chosen = _chosen(objective, recipe, config, settings)
     chosen = chosen if seed is None else dataclasses.replace(chosen, seed=seed)
     check_window(window)
@@ -158,7 +161,7 @@ def pretrain(
     progress("loading the backbone", 0, 0)
     backbone = build(chosen.backbone, weights=weights, seed=chosen.seed).to(torch_device)
     backbone, made, found = pretrained(
-        backbone, pictures.sources, chosen, window=window, precision=dtype, minutes=time_budget,
+        backbone, pictures.sources, chosen, window=window, precision=dtype, budget=budget,
         checkpoint=checkpoint, resume=resume, log=log, progress=progress,
     )  # fmt: skip
     record = _record(backbone, made, found, pictures, None if config else recipe)
@@ -213,7 +216,7 @@ def pretrained(
     area: Area | None = None,
     resize: Resize = "stretch",
     precision: torch.dtype,
-    minutes: float | None,
+    budget: Budget,
     checkpoint: str | Path | None,
     resume: bool,
     log: str | Path | None,
@@ -224,7 +227,7 @@ def pretrained(
     Args:
         backbone: on the device that it is trained on; not to be used any more.
         precision: bf16 or fp32.
-        minutes, checkpoint, resume: as of `training.train`. window, log: as of `pretrain`.
+        budget, checkpoint, resume: as of `training.train`. window, log: as of `pretrain`.
         area, resize: where pictures are looked at, and how they come into squares; not "fit".
     Returns: the backbone, whose `info` names what it was before; how it was trained; what was found
         of the pictures. Raises: as `pretrain`.
@@ -251,7 +254,7 @@ def pretrained(
             stream,
             seed=config.seed,
             identity={**description, **written},
-            minutes=minutes,
+            budget=budget,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             resume=resume,
             progress=progress,

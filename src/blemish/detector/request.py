@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.student import StudentConfig
+from blemish.training.budget import Budget
 from blemish.types import Progress
 
 C = TypeVar("C")
@@ -132,6 +132,8 @@ class Request:
         time_budget: minutes that training may take; its schedules are shaped to end there. Where
             the backbone is pre-trained first (`pretraining` of `guided`) each of the two gets half
             of them. Trained methods and students only.
+        compute_budget: in place of it, the arithmetic of training in TFLOP, as of
+            `blemish.training.budget.Budget`: as many steps on every machine.
         checkpoint: file in which training is kept so that it can be gone on from, a pre-training in
             a second one beside it; None = nowhere. Trained methods and students only. Both stay
             when the training is done: whoever has saved the detector removes them, see
@@ -168,6 +170,7 @@ class Request:
     precision: str
     batch_size: int
     time_budget: float | None
+    compute_budget: float | None
     checkpoint: str | Path | None
     resume: bool
     log: str | Path | None
@@ -203,16 +206,14 @@ class Request:
         trained = trained or bool(self.student)
         given = {
             "time_budget": self.time_budget is not None,
+            "compute_budget": self.compute_budget is not None,
             "checkpoint": self.checkpoint is not None,
             "resume": self.resume,
         }
         if not trained and any(given.values()):
             names = " and ".join(option for option, is_given in given.items() if is_given)
             raise ConfigError(f"{names}: {self.method} is not trained step by step; leave it out")
-        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
-            raise ConfigError(
-                f"time_budget: a positive number of minutes is needed, got {self.time_budget}"
-            )
+        _ = self.budget  # refuses what is none
         if self.resume and self.checkpoint is None:
             raise ConfigError("resume: name the checkpoint to go on from")
         which = (self.anomaly_count, self.anomaly_type)
@@ -300,6 +301,11 @@ class Request:
         height, width = self.chosen.height_width
         made = StudentConfig.for_input(height, width, seed=self.chosen.seed)
         return made if self.student else None
+
+    @property
+    def budget(self) -> Budget:
+        """Of all training. Raises: ConfigError."""
+        return Budget(minutes=self.time_budget, teraflops=self.compute_budget)
 
     @cached_property
     def area(self) -> Area | None:

@@ -128,7 +128,7 @@ class Feed:
 
     def _computed(self, chunks: Iterator[list[int]], size: int) -> Generator[TrainingBatch]:
         labels, (chunks, again) = self.labels, tee(chunks)
-        pictures = map_ahead(self._picture, chain.from_iterable(chunks), ahead=2 * size)
+        pictures = map_ahead(self.picture, chain.from_iterable(chunks), ahead=2 * size)
         for rows in again:
             images = torch.stack(list(islice(pictures, size))).to(self.method.backbone.device)
             parts = [
@@ -141,7 +141,7 @@ class Feed:
                 shown, features, None if labels is None else labels[rows].to(images.device)
             )
 
-    def _picture(self, row: int) -> Tensor:
+    def picture(self, row: int) -> Tensor:
         """Row `row` as the stream would give it: 3 H W. Raises: ImageError where it has become
         unreadable.
         """

@@ -32,6 +32,8 @@ from blemish.methods.learner import Learner, TrainingBatch, finite
 from blemish.text import duration
 from blemish.training import checkpoint as checkpoints
 from blemish.training import distributed, feed
+from blemish.training.arithmetic import counting
+from blemish.training.budget import NO_BUDGET, TERA, Budget
 from blemish.training.checkpoint import Checkpoint
 from blemish.training.feed import Feed, seed_of
 from blemish.training.records import CURVE, CheckpointManifest, Training
@@ -39,7 +41,8 @@ from blemish.types import Failure, Progress, silent
 
 BETWEEN_CHECKPOINTS = 60.0  # seconds
 SAMPLE = 64  # pictures, or all of them where they are fewer, that a method may start from
-STAGE = "training"
+STAGE, TRYING = "training", "trying a few steps"
+COUNTED = 3  # steps whose arithmetic is counted: where the shapes of a step are drawn it varies
 
 
 def train(
@@ -48,7 +51,7 @@ def train(
     *,
     seed: int,
     identity: Mapping[str, Any],
-    minutes: float | None = None,
+    budget: Budget = NO_BUDGET,
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress = silent,
@@ -61,10 +64,10 @@ def train(
             that it is trained in.
         stream: the pictures; `batch_size` is that of the frozen part.
         seed: of the order of the pictures and of everything random in a step.
-        identity: what decides the outcome besides pictures, seed and time budget, JSON-ready: only
+        identity: what decides the outcome besides pictures, seed and budget, JSON-ready: only
             the training with the same identity resumes a checkpoint.
-        minutes: a time budget, from this call on, in place of `epochs` and `min_steps`: a few steps
-            are tried, then as many are made as fit in (one at least).
+        budget: in place of `epochs` and `min_steps`, minutes from this call on, or arithmetic: a
+            few steps are tried, then as many are made as fit in (one at least).
         checkpoint: where the state is kept, about once a minute, when interrupted (Ctrl-C) and at
             the end; the caller removes it once the result is safe.
         resume: go on from the checkpoint where there is one; else none must be there.
@@ -78,9 +81,9 @@ def train(
         damaged; DataError where no picture can be read; NonFiniteError for such a loss.
     """
     started, device = time.perf_counter(), method.backbone.device
-    size = _rows_of_a_step(method, minutes)
+    size = _rows_of_a_step(method)
     processes = distributed.processes()
-    identity = {**identity, "seed": seed, "time budget": minutes, "processes": processes}
+    identity = {**identity, "seed": seed, **budget.to_identity(), "processes": processes}
     found = checkpoints.find(checkpoint, identity, resume=resume)
     if distributed.rank() != 0:
         progress, watch = silent, None
@@ -91,8 +94,10 @@ def train(
         rows, pictures = _read(method, stream, progress, size=size, first=first)
         fingerprint = checkpoints.fingerprint(pictures)
         run = _Run(method, rows, size, seed, started, checkpoint, identity, fingerprint, found)
-        if minutes is not None and found is None:
-            run.fit_to(started + 60 * minutes, progress)
+        if budget.minutes is not None and found is None:
+            run.fit_to(started + 60 * budget.minutes, progress)
+        if budget.teraflops is not None and found is None:
+            run.fit_to_arithmetic(TERA * budget.teraflops, progress)
         return run.to_the_end(progress, watch), pictures
 
 
@@ -108,13 +113,11 @@ def _refuse_apart(first: int, checkpoint: Path | None) -> None:
         )
 
 
-def _rows_of_a_step(method: Learner, minutes: float | None) -> int:
+def _rows_of_a_step(method: Learner) -> int:
     """In this process. Raises: ConfigError for what cannot be trained so."""
     size, processes = method.config.train_batch_size, distributed.processes()
     if method.precision not in (torch.float32, torch.bfloat16):
         raise ConfigError("training runs in bf16 or fp32: choose one of them as the precision")
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise ConfigError(f"the time budget must be a positive number of minutes, got {minutes}")
     if size % processes:
         raise ConfigError(
             f"train_batch_size: {size} cannot be shared evenly by {processes} processes"
@@ -248,13 +251,11 @@ class _Run:
 
     def fit_to(self, deadline: float, progress: Progress) -> None:
         """Makes as many steps of it as end at the deadline: some are timed, and undone."""
-        state = checkpoints.learned_state(self.method)
-        before = {name: tensor.clone() for name, tensor in state.items()}
         seconds: list[float] = []
-        with self._batches(skip=0) as batches:
+        with self._tried() as batches:
             enough = False
             while not enough:
-                progress("trying a few steps", len(seconds), 0)
+                progress(TRYING, len(seconds), 0)
                 begun = time.perf_counter()
                 self.take(next(batches), len(seconds), 100)
                 seconds.append(time.perf_counter() - begun)
@@ -262,12 +263,47 @@ class _Run:
                 long = sum(seconds) > 0.02 * (deadline - begun)
                 enough = len(seconds) >= 20 or (len(seconds) >= 3 and long)
                 enough = distributed.exchange(enough)[0]
-        checkpoints.put_back(self.method, before)
         left = deadline - time.perf_counter()
         if left <= 0:
             progress("reading the pictures has used up the time budget: one step is made", 0, 0)
-        steps = max(1, int(left / statistics.median(seconds[1:])))
-        self.optimizer, self.steps = _optimizer(self.method), distributed.exchange(steps)[0]
+        self.steps = distributed.exchange(max(1, int(left / statistics.median(seconds[1:]))))[0]
+
+    def fit_to_arithmetic(self, allowed: float, progress: Progress) -> None:
+        """Makes as many steps of it as `allowed` floating-point operations suffice for, together
+        with what the frozen part has taken for all that is kept of it: some steps are counted, and
+        undone."""
+        counted: list[int] = []
+        with self._tried() as batches:
+            for number in range(COUNTED):
+                progress(TRYING, number, COUNTED)
+                with counting() as counter:
+                    self.take(next(batches), number, 100)
+                counted.append(counter.get_total_flops())
+        told = distributed.exchange([self._flops_of_reading(), sum(counted) / COUNTED])
+        reading, each = map(sum, zip(*told, strict=True))
+        if reading >= allowed:
+            progress("encoding the pictures has used up the compute budget: one step is made", 0, 0)
+        self.steps = max(1, int((allowed - reading) / max(each, 1)))
+
+    def _flops_of_reading(self) -> int:
+        """Of what the frozen part gives of all rows of this process, once; 0 where it is not kept,
+        as each step pays for it then."""
+        if self.rows.kept is None:
+            return 0
+        image = self.rows.picture(0)[None].to(self.device)
+        with torch.no_grad(), counting() as counter:
+            self.method.encode(image)
+        return self.rows.rows * int(counter.get_total_flops())
+
+    @contextmanager
+    def _tried(self) -> Iterator[Generator[TrainingBatch]]:
+        """Batches for steps that are undone at the end."""
+        state = checkpoints.learned_state(self.method)
+        before = {name: tensor.clone() for name, tensor in state.items()}
+        with self._batches(skip=0) as batches:
+            yield batches
+        checkpoints.put_back(self.method, before)
+        self.optimizer = _optimizer(self.method)
 
     def _batches(self, *, skip: int) -> closing[Generator[TrainingBatch]]:
         return closing(self.rows.batches(self.size, seed=self.seed, skip=skip))

@@ -13,6 +13,7 @@ from blemish.bench.results.rows import (
     at,
     compared_at,
     departures,
+    is_shortened,
     likeness,
     newest,
     told,
@@ -198,7 +199,7 @@ def asked(row: Row) -> str:
 
 def flags(rows: Rows) -> list[str]:
     """The signs that rows carry."""
-    reduced = (row["time_budget"] is not None or SCHEDULE & row["changed"].keys() for row in rows)
+    reduced = (is_shortened(row) or SCHEDULE & row["changed"].keys() for row in rows)
     partly = (row["differs"] for row in rows)
     off = (compared_at(row) == HALF_OFF for row in rows)
     told = {REDUCED: reduced, PARTLY: partly, OFF: off}

@@ -49,6 +49,7 @@ class Heading(TypedDict):
     anomaly_count: Count | None
     anomaly_type: str | None
     time_budget: float | None
+    compute_budget: NotRequired[float | None]
     false_alarm_rate: NotRequired[float | None]
     shifts: tuple[str, ...]
     adapt: tuple[str, ...]
@@ -219,6 +220,7 @@ def newest(rows: Iterable[Row]) -> tuple[list[Row], tuple[str, ...]]:
 
 _LIKENESS = "method recipe settings shots anomaly_count anomaly_type time_budget shifts adapt"
 _LIKENESS += " resolution weights precision device categories compared_at false_alarm_rate"
+_LIKENESS += " compute_budget"
 
 
 def told(row: Row, metric: str) -> float | None:
@@ -228,10 +230,13 @@ def told(row: Row, metric: str) -> float | None:
     return found
 
 
+_LATER = {"false_alarm_rate": None, "compute_budget": None}  # which old rows do not have
+
+
 def likeness(row: Row, *, but: Collection[str] = ()) -> str:
     """Rows have the same if they differ only in data, seed, date, commit, and in what `but` names:
     settings, and keys of rows and of their devices."""
-    values: dict[str, Any] = {"false_alarm_rate": None, **row, "categories": together(row)}
+    values: dict[str, Any] = {**_LATER, **row, "categories": together(row)}
     values["compared_at"] = compared_at(row)
     for part in ("settings", "device"):
         values[part] = {key: it for key, it in values[part].items() if key not in {"seed", *but}}
@@ -277,6 +282,11 @@ def departures(row: Row, recipe: str, settings: Mapping[str, Any] | None = None)
     return changed
 
 
+def is_shortened(row: Row) -> bool:
+    """Whether training was held to a budget."""
+    return row["time_budget"] is not None or row.get("compute_budget") is not None
+
+
 def asked_for(row: Mapping[str, Any]) -> list[str]:
     """Recipe, settings, shots, time budget, and what else was measured, of a row, in words, where
     they are not the usual ones. Also of a `Run` as a dictionary."""
@@ -289,6 +299,8 @@ def asked_for(row: Mapping[str, Any]) -> list[str]:
         found.append(pluralize(row["anomaly_count"], "defect") + kind)
     if row["time_budget"] is not None:
         found.append(f"budget {row['time_budget']:g} min")
+    if (teraflops := row.get("compute_budget")) is not None:
+        found.append(f"budget {teraflops:g} TFLOP")
     if (rate := row.get("false_alarm_rate")) is not None:
         found.append(f"threshold at {100 * rate:.4g} %{_held_out(row)}")
     for what in ("shifts", "adapt"):
