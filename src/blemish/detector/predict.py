@@ -25,6 +25,7 @@ from blemish.detector.thresholds import RegionThresholds, Threshold, by_hand, p_
 from blemish.engines.base import Engine, Precision
 from blemish.errors import ConfigError, DataError, ImageError, unknown_name
 from blemish.images import LIMITS, Limits, ran_out
+from blemish.machine import FREE_MEMORY
 from blemish.types import Failure, Mode, Prediction, Progress, silent
 
 if TYPE_CHECKING:
@@ -317,6 +318,7 @@ class Detector:
         return chain(*(self._judged(half, engine, whole=False) for half in halves))
 
     def _of_a_batch(self, loaded: list[Loaded], engine: Engine) -> list[_Judged]:
+        FREE_MEMORY.give_back()  # of the batches before: a service scores for months
         unsaid = any(one.category is None for one in loaded)
         category = unsaid and self.record.category_features is not None
         images: Any = np.stack([one.pixels for one in loaded])
