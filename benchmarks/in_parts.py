@@ -3,10 +3,11 @@
     BLEMISH_DATA=… python benchmarks/in_parts.py screw magnetic_tile --orders 0,1,2 \\
         --methods patchcore,knn,padim --results benchmarks/results/in_parts.jsonl
 
-Two rows for each data set, method, seed and order of the training pictures, `way` "whole" and "parts", with the same settings:
-`blemish.fit`, and `blemish.scale.learning.fit` in one process, which makes what any number of
-workers make. Order 0 is that of the data set, the others are drawn: a coreset that is made of a
-stream depends on it, whole or in parts. `seconds` are by the clock of the processor.
+Two rows for each data set, method, seed and order of the training pictures, `way` "whole" and
+"parts", with the same settings: `blemish.fit`, and `blemish.scale.learning.fit` in one process,
+which makes what any number of workers make. Order 0 is that of the data set, the others are drawn:
+a coreset that is made of a stream depends on it, whole or in parts. `seconds` are by the clock of
+the processor.
 """
 
 from __future__ import annotations
