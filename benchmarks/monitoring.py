@@ -1,7 +1,6 @@
 """How soon `blemish.monitoring` notices a change, and how often its intervals hold; rows of both.
 
     python benchmarks/monitoring.py            # some minutes: rows to results/monitoring.jsonl
-    python benchmarks/monitoring.py --page     # the tables of the newest rows, as Markdown
 
 Everything is made up, so that what is true is known: scores from a normal distribution, whose form
 does not matter, as only ranks count. A change is named by how often a picture after it scores
@@ -115,59 +114,10 @@ def coverage(pictures: int, budget: int) -> list[dict[str, Any]]:
     return rows
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    delays = [row for row in rows if row["what"] == "delay"]
-    lines = [
-        "| against | calibration pictures | streams with a false alarm at 5 % |",
-        "|---|---|---|",
-    ]
-    for row in rows:
-        if row["what"] == "false":
-            lines.append(f"| {row['against']} | {row['n']} | {100 * row['share']:.1f} % |")
-    lines += [
-        "",
-        "| against | calibration pictures | pictures before | change | noticed | median delay |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in delays:
-        median = "–" if row["median"] is None else f"{row['median']:.0f}"
-        lines.append(
-            f"| {row['against']} | {row['n']} | {row['begins']:,} | {row['change']} | "
-            f"{100 * row['noticed']:.0f} % | {median} |"
-        )
-    lines += [
-        "",
-        "| pictures | reviewed | rate | true | mean | held at 90 % | held at 95 % | width "
-        "at 95 % | width by the random share |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    by = {
-        (row["pictures"], row["budget"], row["rate"], row["way"], row["level"]): row
-        for row in rows
-        if row["what"] == "coverage"
-    }
-    for pictures, budget in SEASONS:
-        for name in RATES:
-            one, two, other = (
-                by[pictures, budget, name, way, level]
-                for way, level in (("weighted", 0.9), ("weighted", 0.95), ("random share", 0.95))
-            )
-            lines.append(
-                f"| {pictures} | {budget} | {name} | "
-                f"{one['true']:.3f} | {one['mean']:.3f} | {one['covered']:.3f} | "
-                f"{two['covered']:.3f} | {two['width']:.3f} | {other['width']:.3f} |"
-            )
-    return "\n".join(lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--page", action="store_true", help="print the tables of the rows")
-    if parser.parse_args().page:
-        print(page([json.loads(line) for line in ROWS.read_text().splitlines()]))
-        return
+    ).parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()

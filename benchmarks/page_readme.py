@@ -1,5 +1,5 @@
-"""The table of README.md on what was measured: some lines of the matrix in docs/results.md;
-`page.py` calls it."""
+"""The table of README.md on what was measured: some lines of the matrix in
+docs/results/coverage.md; `page.py` calls it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PLACE = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", re.DOT
 
 
 def with_measured(readme: str, page: str) -> str:
-    """README with the table that the page of results makes.
+    """README with the table that the matrix makes.
 
     Raises: ValueError where README has no place for it, or the page no such line.
     """
@@ -22,6 +22,8 @@ def with_measured(readme: str, page: str) -> str:
     table = page[page.index("| Method | ") :].partition("\n\n")[0].splitlines()
     lines = {line.split("|")[1].strip(): line for line in table[2:]}
     if missing := [name for name in METHODS if name not in lines]:
-        raise ValueError(f"docs/results.md has no line {missing[0]} that README.md could show")
+        raise ValueError(
+            f"docs/results/coverage.md has no line {missing[0]} that README.md could show"
+        )
     shown = [*table[:2], *(lines[name].replace("not measured", "–") for name in METHODS)]
     return _PLACE.sub(lambda _: "\n" + "\n".join(shown) + "\n\n", readme)

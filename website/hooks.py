@@ -61,29 +61,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links of pages in docs/ to what lies beside docs/, where the site has it."""
-    markdown = markdown.replace("<!-- rivals -->", rivals_table())
     markdown = markdown.replace("](../SECURITY.md)", "](SECURITY.md)")
     return markdown.replace("](../examples/serving)", "](examples/serving.md)")
-
-
-def rivals_table() -> str:
-    """The committed rows of `benchmarks/rivals.py` as a table."""
-    lines = [
-        "| pictures | method, size | by | engine | bank | images/s | median of one | image AUROC |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    rows = (ROOT / "benchmarks" / "results" / "rivals.jsonl").read_text(encoding="utf-8")
-    for row in map(json.loads, rows.splitlines()):
-        by = "blemish" if row["by"] == "blemish" else f"{row['by']} {row['versions'][row['by']]}"
-        bank = "×".join(map(str, row["bank"]))
-        variant = f", {row['variant']}" if "variant" in row else ""
-        engine = row["engine"].replace(":", ", ")
-        lines.append(
-            f"| {row['data']} | {row['model']}, {row['image_size']}² | {by}{variant} | {engine} "
-            f"| {bank} | {row['images_per_second']:.1f} | {row['p50_ms']:.0f} ms "
-            f"| {100 * row['image_auroc']:.1f} |"
-        )
-    return "\n".join(lines)
 
 
 def relinked(text: str, up: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The pages of docs/: docs/results.md is what the committed rows make, and what the others tell to
+"""The pages of docs/: docs/results/ is what the committed rows make, and what the others tell to
 type exists."""
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from questions import QUESTIONS
+from questions.kinds import kind_of
+from questions.matrix import COLUMNS, LINES
+from questions.question import NOTHING, Measured, in_order
 
 from blemish.bench import suites
+from blemish.bench.results.overview import alike, asked
 from blemish.bench.suites import Comparison
 from blemish.cli import app
 from blemish.data.layouts import OFFICIAL
@@ -58,6 +63,11 @@ def like(row: dict[str, Any], key: str, **changes: Any) -> dict[str, Any]:
     return {**row, "key": key, "pixel_auroc": None, "compared_at": 256, **changes}
 
 
+def matrix(script: ModuleType, rows: list[dict[str, Any]]) -> str:
+    text: str = script.pages({"rows.jsonl": rows})["coverage.md"]
+    return text
+
+
 def cells(text: str, line: str) -> list[str]:
     """Of the first table line that starts so, the others."""
     found = next(each for each in text.splitlines() if each.startswith(f"| {line} |"))
@@ -67,25 +77,30 @@ def cells(text: str, line: str) -> list[str]:
 def test_the_page_is_what_the_rows_make_and_a_row_that_it_does_not_have_is_noticed(
     script: ModuleType, row: dict[str, Any], tmp_path: Path
 ) -> None:
-    script.main(["--check"])  # the committed page is what the committed rows make
-    page = tmp_path / "results.md"
+    script.main(["--check"])  # the committed pages are what the committed rows make
+    pages = tmp_path / "pages"
     for file in script.RESULTS.glob("*.jsonl"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    arguments = ["--results", str(tmp_path), "--output", str(page)]
+    arguments = ["--results", str(tmp_path), "--output", str(pages)]
     with pytest.raises(SystemExit, match="not what the rows make"):
         script.main(["--check", *arguments])
-    assert not page.exists()
+    assert not pages.exists()
     script.main(arguments)
     script.main(["--check", *arguments])
+    (pages / "unasked.md").write_text("# Unasked\n")
+    with pytest.raises(SystemExit, match=r"unasked\.md: no question has this page"):
+        script.main(["--check", *arguments])
+    script.main(arguments)
+    assert not (pages / "unasked.md").exists()
     with (tmp_path / "memory.jsonl").open("a") as file:
         file.write(json.dumps(like(row, "another", seed=1, image_auroc=0.5)) + "\n")
-    with pytest.raises(SystemExit, match=r"results\.md: is not what the rows make"):
+    with pytest.raises(SystemExit, match=r"methods\.md: is not what the rows make"):
         script.main(["--check", *arguments])
 
 
 def test_the_table_of_the_readme_is_lines_of_the_page(script: ModuleType) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = script.PAGE.read_text(encoding="utf-8")
+    page = (script.PAGES / "coverage.md").read_text(encoding="utf-8")
     other = re.sub(r"^\| `patchcore` \|.*$", "| `patchcore` | 12.3 |", page, count=1, flags=re.M)
     assert script.with_measured(readme, page) == readme
     assert "| `patchcore` | 12.3 |\n" in script.with_measured(readme, other)
@@ -95,29 +110,89 @@ def test_the_table_of_the_readme_is_lines_of_the_page(script: ModuleType) -> Non
         script.with_measured("# blemish", page)
 
 
+def test_every_page_answers_and_the_index_leads_there(script: ModuleType) -> None:
+    index = (script.PAGES / "index.md").read_text(encoding="utf-8")
+    for question in QUESTIONS:
+        text = (script.PAGES / f"{question.name}.md").read_text(encoding="utf-8")
+        _, title, answer, *_ = text.split("\n\n")
+        assert title == f"# {question.title}"
+        assert title.endswith("?")
+        assert f"[**{question.title}**]({question.name}.md) {answer}\n" in index
+        assert answer != NOTHING
+        assert answer.endswith(".")
+
+
+def test_every_row_of_the_bench_stands_on_the_page_of_its_kind(script: ModuleType) -> None:
+    files = {file.name: script.read(file) for file in script.RESULTS.glob("*.jsonl")}
+    pages = script.pages(files)
+    good = Measured(files).good
+    kinds = {kind_of(row) for row in good}
+    assert kinds == {"methods", "few", "defects", "pretraining", "settings"}
+    for *_, row in alike(good):
+        rows = pages[f"{kind_of(row)}.md"].split("\n## Rows")[1]
+        assert f"| {row['method']} | {asked(row)}" in rows, row["key"]
+
+
+def test_labels_pictures_and_settings_decide_what_a_row_answers(row: dict[str, Any]) -> None:
+    assert kind_of(row) == "methods"
+    assert kind_of({**row, "anomaly_count": 1, "shots": 1}) == "defects"
+    assert kind_of({**row, "method": "lda"}) == "defects"
+    assert kind_of({**row, "shots": 1}) == "few"
+    settings = {**row["settings"], "pretraining": "apmask"}
+    assert kind_of({**row, "settings": settings}) == "pretraining"
+    settings = {**row["settings"], "top_fraction": 0.5}
+    assert kind_of({**row, "settings": settings}) == "settings"
+
+
+def test_lines_are_sorted_by_their_numbers() -> None:
+    assert sorted([("a", "1,000"), ("a", "20"), ("a", "3.5")], key=in_order) == [
+        *(("a", "3.5"), ("a", "20"), ("a", "1,000"))
+    ]
+
+
+def test_answers_are_computed_from_the_rows(script: ModuleType, row: dict[str, Any]) -> None:
+    best = like(row, "0", image_auroc=0.9)
+    other = like(row, "1", image_auroc=0.8, method="padim")
+    pages = script.pages({"rows.jsonl": [best, other]})
+    assert "is that of `knn` on bottle (90.0); settings" in pages["methods.md"]
+    pages = script.pages({"rows.jsonl": [best, {**other, "image_auroc": 0.95}]})
+    assert "is that of `padim` on bottle (95.0); settings" in pages["methods.md"]
+    told = {"answers": 10, "clients": 2, "date": "2026", "commit": None, "dirty": False}
+    told |= {"method": "knn", "backbone": "b", "image_size": 64, "data": None, "store": True}
+    told |= {"seconds": 1.0, "wrong": 1, "lost": 2, "images_per_second": 1.0}
+    told |= {"throughput_ratio": 0.5, "processor_ratio": 0.25, "p95_ratio": 1.0}
+    told |= {"memory_mib": {"first_third": 1, "last_third": 1, "most": 1}, "device": row["device"]}
+    pages = script.pages({"serving.jsonl": [told, {**told, "processor_ratio": 0.75}]})
+    assert "Of 20 answers 2 were wrong and 4 lost, at 0.25 to 0.75 of the" in pages["service.md"]
+
+
 def test_a_damaged_row_is_named(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"what": "help"}\n{"what":\n')
     with pytest.raises(SystemExit, match=r"rows\.jsonl, line 2"):
-        script.main(["--results", str(tmp_path), "--output", str(tmp_path / "results.md")])
+        script.main(["--results", str(tmp_path), "--output", str(tmp_path / "pages")])
 
 
 def test_without_rows_all_is_a_gap(script: ModuleType) -> None:
-    text = script.page({})
-    count = len(script.LINES) * len(script.COLUMNS)
-    assert f"{count} of the {count} cells above" in text
-    assert cells(text, "`knn`") == ["not measured"] * len(script.COLUMNS)
+    pages = script.pages({})
+    count = len(LINES) * len(COLUMNS)
+    assert f"{count} of the {count} cells above" in pages["coverage.md"]
+    assert cells(pages["coverage.md"], "`knn`") == ["not measured"] * len(COLUMNS)
+    answers = [text.split("\n\n")[2] for name, text in pages.items() if name != "index.md"]
+
+    assert answers[:-1] == [NOTHING] * (len(QUESTIONS) - 1)
+    assert answers[-1] == f"0 of the {count} cells of methods and data sets below are measured."
 
 
 def test_seeds_are_averaged_and_a_reduced_schedule_is_flagged(
     script: ModuleType, row: dict[str, Any]
 ) -> None:
     rows = [like(row, "0", image_auroc=0.9), like(row, "1", seed=1, image_auroc=0.8)]
-    assert cells(script.page({"rows.jsonl": rows}), "`knn`")[0] == "85.0 ± 7.1 (2)"
+    assert cells(matrix(script, rows), "`knn`")[0] == "85.0 ± 7.1 (2)"
     # This one was measured while masks lay half a pixel off.
-    assert cells(script.page({"rows.jsonl": [row]}), "`knn`")[0].endswith("(1)§")
+    assert cells(matrix(script, [row]), "`knn`")[0].endswith("(1)§")
     less = {"time_budget": 3.0, "differs": ["bottle: 200 of 209 training pictures"]}
     part = [{**each, **less} for each in rows]
-    assert cells(script.page({"rows.jsonl": part}), "`knn`")[0] == "85.0 ± 7.1 (2)†‡"
+    assert cells(matrix(script, part), "`knn`")[0] == "85.0 ± 7.1 (2)†‡"
 
 
 def test_the_setting_nearest_to_the_recipe_stands_in_the_matrix(
@@ -128,9 +203,9 @@ def test_the_setting_nearest_to_the_recipe_stands_in_the_matrix(
     tuned = like(row, "1", image_auroc=0.9, changed={"top_fraction": 0.1}, settings=settings)
     few = like(row, "2", image_auroc=0.7, shots=1)
     failed = like(row, "3", status="failed", error="no memory", image_auroc=1.0)
-    text = script.page({"rows.jsonl": [few, tuned, plain, failed]})
-    assert cells(text, "`knn`")[0] == "80.0 (1)"
-    assert "no memory" in text
+    pages = script.pages({"rows.jsonl": [few, tuned, plain, failed]})
+    assert cells(pages["coverage.md"], "`knn`")[0] == "80.0 (1)"
+    assert "no memory" in pages["methods.md"]
 
 
 def test_of_the_same_runs_the_newest_counts_in_any_order(
@@ -140,9 +215,9 @@ def test_of_the_same_runs_the_newest_counts_in_any_order(
         like(row, "0", date=f"202{year}-01-01T00:00:00+00:00", image_auroc=year / 10)
         for year in (6, 7)
     ]
-    texts = [script.page({"rows.jsonl": each}) for each in (rows, rows[::-1])]
+    texts = [script.pages({"rows.jsonl": each}) for each in (rows, rows[::-1])]
     assert texts[0] == texts[1]
-    assert cells(texts[0], "`knn`")[0] == "70.0 (1)"
+    assert cells(texts[0]["coverage.md"], "`knn`")[0] == "70.0 (1)"
 
 
 def test_draws_of_defects_are_a_line_of_the_matrix_and_a_table(
@@ -150,11 +225,11 @@ def test_draws_of_defects_are_a_line_of_the_matrix_and_a_table(
 ) -> None:
     key = draw["key"].replace("[10, 0]", "[10, 1]")
     other = {**draw, "draw": 1, "key": key, "image_auroc": 0.5}
-    text = script.page({"weak.jsonl": [{**draw, "image_auroc": 0.9}, other]})
-    column = list(script.COLUMNS).index("brain MRI")
-    assert cells(text, "`lda`, M = 10")[column] == "70.0 ± 28.3 (2)"
+    pages = script.pages({"weak.jsonl": [{**draw, "image_auroc": 0.9}, other]})
+    column = list(COLUMNS).index("brain MRI")
+    assert cells(pages["coverage.md"], "`lda`, M = 10")[column] == "70.0 ± 28.3 (2)"
     told = ["224×224", "10", "best", "2", "70.0 ± 28.3", "–", "–", "50.0", draw["commit"][:8]]
-    assert cells(text, "brain_mri")[:9] == told
+    assert cells(pages["defects.md"], "brain_mri")[:9] == told
 
 
 def test_pictures_whole_and_in_tiles_are_a_table_and_no_speeds(
@@ -170,14 +245,17 @@ def test_pictures_whole_and_in_tiles_are_a_table_and_no_speeds(
     }
     tiled = {**whole, "tile": 512, "overlap": 0.25, "found": 15, "speed": {"ratio": 0.96}}
     older = {**tiled, "date": "2025-01-01", "found": 2}
-    text = script.page({"tiles.jsonl": [tiled, whole, older]})
+    pages = script.pages({"tiles.jsonl": [tiled, whole, older]})
+    text = pages["large.md"]
+    assert "on plate 15 of 15 in tiles and 1 of 15 whole." in text
     lines = [line for line in text.splitlines() if line.startswith("| plate |")]
     first, second = ([cell.strip() for cell in line.split("|")[2:-1]] for line in lines)
     assert first[:6] == ["4096×2048", "whole at 448²", "6, 4 + 5", "50.0", "–", "1 of 15"]
     assert first[6:13] == ["0.50", "25.0", "20 %", "2.00", "0.12", "–", "1000"]
     assert second[1] == "tiles of 512², 25 % in common, at 448²"
     assert (second[5], second[11]) == ("15 of 15", "0.96")
-    assert "## Speed and memory" not in text
+    elsewhere = [it for name, it in pages.items() if name not in ("large.md", "index.md")]
+    assert "plate" not in "".join(elsewhere)
 
 
 def test_every_table_of_every_suite_has_its_command_and_its_hours() -> None:
