@@ -10,6 +10,7 @@ from questions.cluster import CLUSTER
 from questions.coverage import COVERAGE
 from questions.defects import DEFECTS
 from questions.engines import SPEED
+from questions.equal import EQUAL
 from questions.methods import FEW, METHODS
 from questions.monitoring import MONITORING
 from questions.peers import PEERS
@@ -27,7 +28,7 @@ from questions.shift import SHIFT
 __all__ = ["QUESTIONS", "Question"]
 
 QUESTIONS = (
-    *(METHODS, FEW, DEFECTS, PRETRAINING, SHIFT, REGIONS, LARGE, SELECTION),
+    *(METHODS, EQUAL, FEW, DEFECTS, PRETRAINING, SHIFT, REGIONS, LARGE, SELECTION),
     *(SPEED, SAVING, RESOURCES, SERVICE, MONITORING, CLUSTER),
     *(SETTINGS, PAPERS, PEERS, COVERAGE),
 )
