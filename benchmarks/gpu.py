@@ -36,10 +36,12 @@ from blemish.bench.suites import Entry
 from blemish.compute import pick_device
 from blemish.detector.fit import configure
 from blemish.errors import BlemishError
+from blemish.methods import method_class
 
 FOCUS, LITE = ("backbone=focus_vits14",), ("backbone=efficientnet_lite0",)
 FROZEN, LONG = (*LITE, "extractor_rate=0"), (*FOCUS, "epochs=100")
 APMASK = ("pretraining=apmask", "pretraining_epochs=100")
+RIVALS = ("dinomaly", "vitad", "rd4ad", "simplenet")
 ATAC, DEVNET, CLASSIFIER = "paper", "paper-devnet", "paper-classifier"
 TILE, SCREW, BOTTLE, MEDICAL = "magnetic_tile", "screw", "bottle", ("brain_mri", "elpv")
 # Part -> what is measured, in order: method, recipe, settings, known defects, data sets, seeds.
@@ -64,15 +66,19 @@ PARTS: dict[str, tuple[Line, ...]] = {
         ("atacnet", ATAC, FROZEN, 10, MEDICAL, (1, 2)),
     ),
     "memory": (("patchcore", "best", FOCUS, None, (TILE, SCREW, BOTTLE), (0,)),),
+    "rivals": (
+        *((name, "best", FOCUS, None, (SCREW, TILE, BOTTLE), (0,)) for name in RIVALS),
+        ("dra", "best", FOCUS, 10, MEDICAL, (0,)),
+    ),
 }
 BATCHES = (1, 64)
-TAUGHT = ("lda", "atacnet")  # by labelled defects
 Plain = argparse.RawDescriptionHelpFormatter
 SPEED = (
     *(("agpnet", "paper", FOCUS), ("guided", "paper-bmvc", FOCUS), ("atacnet", ATAC, LITE)),
     *(("guided", "best", FOCUS), ("agpnet", "best", FOCUS), ("atacnet", DEVNET, LITE)),
     ("guided", "paper-aaai", (*FOCUS, "pretraining=none")),
-    *((method, "best", FOCUS) for method in ("lda", "patchcore", "knn", "padim")),
+    *((method, "best", FOCUS) for method in ("lda", "patchcore", "knn", "padim", "spade")),
+    *((method, "best", FOCUS) for method in (*RIVALS, "dra")),
 )
 
 
@@ -157,8 +163,9 @@ def speeds(
         return
     if config.learns_by_gradient:
         config = dataclasses.replace(config, epochs=1, min_steps=80 if what == "train" else 2)
+    taught = method_class(method).takes_defects
     detector = blemish.fit(
-        method, good, config=config, anomalies=bad[:4] if method in TAUGHT else None,
+        method, good, config=config, anomalies=bad[:4] if taught else None,
         weights=weights, calibration_fraction=0,
     )  # fmt: skip
     size = f"{detector.preprocessing.height}×{detector.preprocessing.width}"
