@@ -44,7 +44,7 @@ def answer(measured: Measured) -> str:
         told.append(f"with {count} {', '.join(best)}")
     if not told:
         return NOTHING
-    return f"The fastest engine, in times PyTorch's speed in fp32, is {'; '.join(told)}."
+    return f"The fastest engine, in times PyTorch's speed in fp32: {'; '.join(told)}."
 
 
 def fastest(rows: Sequence[Row]) -> str:

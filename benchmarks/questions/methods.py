@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blemish.text import pluralize
 from questions.kinds import of_kind, rows_of
 from questions.matrix import UNLABELLED, Cells, covered, image_auroc, matrix
 from questions.published import suite_section
@@ -55,18 +56,21 @@ def few_answer(measured: Measured) -> str:
     few = [row for row in measured.good if row["shots"] is not None]
     told: list[str] = []
     for data in sorted({row["data"] for row in few}):
-        by_count = [
-            f"{count} ({best_of([row for row in few if (row['data'], row['shots']) == key])})"
-            for key in sorted({(row["data"], row["shots"]) for row in few if row["data"] == data})
-            for count in [key[1]]
+        counts = sorted({row["shots"] for row in few if row["data"] == data})
+        best = [
+            best_of([row for row in few if (row["data"], row["shots"]) == (data, count)])
+            for count in counts
         ]
-        told.append(f"on {data} from {listed(by_count)} good pictures")
-    return f"Image AUROC in % is, at best, {'; '.join(told)}." if told else NOTHING
+        told.append(f"on {data} {listed(best)}")
+    return f"Image AUROC in %, at best: {'; '.join(told)}." if told else NOTHING
 
 
 def best_of(rows: Sequence[Row]) -> str:
     best = max(rows, key=lambda row: (row["image_auroc"], row["method"]))
-    return f"{100 * best['image_auroc']:.1f}, `{best['method']}`"
+    return (
+        f"{100 * best['image_auroc']:.1f} from {pluralize(best['shots'], 'picture')} "
+        f"(`{best['method']}`)"
+    )
 
 
 def few_parts(measured: Measured) -> list[str]:

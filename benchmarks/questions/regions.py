@@ -29,15 +29,15 @@ files of their own, the best of three runs in turn."""
 
 def regions_answer(measured: Measured) -> str:
     told = [
-        f"{row['normal_with_region']} of {row['normal']} of {row['data']} "
-        f"({row['found']} of {row['defects']} defects found)"
+        f"{row['normal_with_region']} of {row['normal']} ({row['data']}, where {row['found']} of "
+        f"{row['defects']} defects are found)"
         for row in cuts(measured)
         if row["cut"] == OURS
     ]
     if not told:
         return NOTHING
     return (
-        "At a threshold for a false-alarm rate of 5 % regions stand on so few good test pictures: "
+        "At a threshold for a false-alarm rate of 5 % these good test pictures show a region: "
         f"{', '.join(told)}."
     )
 

@@ -39,17 +39,18 @@ CASE = ("method", "batch", "size", "precision", "calibrate", "count", "maps", "s
 
 def answer(measured: Measured) -> str:
     latency: dict[str, float] = {}
-    for row in measured.good:
+    for row in measured.bench:
         alone = row["device"]["type"] == "cpu" and row["device"]["threads"] == 1
         if alone and row.get("efficiency") and (row["recipe"], row["data"]) == ("best", "bottle"):
+            name = f"`{row['method']}` at {row['resolution'][0]}²"
             taken = row["efficiency"]["latency_p50_ms"]
-            latency[row["method"]] = min(taken, latency.get(row["method"], taken))
+            latency[name] = min(taken, latency.get(name, taken))
     if not latency:
         return NOTHING
-    told = [f"`{name}` {ms:.0f} ms" for name, ms in sorted(latency.items(), key=lambda it: it[1])]
+    told = [f"{name} {ms:.0f} ms" for name, ms in sorted(latency.items(), key=lambda it: it[1])]
     return (
-        "One bottle takes one thread, from pixels to score, by the quickest row of each method, "
-        f"{', '.join(told)}; resolutions differ."
+        "One bottle takes one thread, from pixels to score, by the quickest row of each method and "
+        f"size, {', '.join(told)}."
     )
 
 
