@@ -17,7 +17,8 @@ run, 700 epochs of batches of 8, 256². Three in ten pictures are turned by up t
 Deviates: the convolutions before a batch norm have no bias, which it takes out again. The corners
 of a turned picture get the mean colour, not black, and with an area that is the same in all
 pictures none is turned. An epoch shows every picture once, where pictures are drawn with
-replacement. The focal loss has no smoothing of 1e-5. What the anomalies deviate in:
+replacement. The focal loss has no smoothing of 1e-5. Batch norm's statistics start as the mean of
+the first ten batches', so that short runs have them. What the anomalies deviate in:
 `anomalies.perlin`. The paper's textures are the Describable Textures Dataset; `textures` names a
 folder of these, or any other. Without one they are generated, which is no published setting.
 
@@ -48,7 +49,7 @@ from blemish.losses.focal import focal_loss
 from blemish.losses.ssim import ssim
 from blemish.methods.augmentation import simulated, turned
 from blemish.methods.base import map_size, shown, smooth
-from blemish.methods.convolutions import UShaped, spread_normally
+from blemish.methods.convolutions import UShaped, average_early, spread_normally
 from blemish.methods.learner import TrainingBatch, share_statistics
 from blemish.methods.stored import Stored, numbers
 from blemish.methods.trained import TrainedConfig, TrainedMethod
@@ -159,8 +160,9 @@ class Draem(TrainedMethod):
         images = batch.images
         if self.framed or not self.bounded:
             images = turned(images, share=self.config.turned)
-        shown_, masks = self.overlaid(images)
-        repaired, logits = self(shown_)
+        made, masks = self.overlaid(images)
+        average_early([self.repair, self.segmentation])
+        repaired, logits = self(made)
         mean, std = self.backbone.colours(images)
         pixels = images * std + mean
         repair = F.mse_loss(repaired, pixels) + 1 - ssim(repaired, pixels)
