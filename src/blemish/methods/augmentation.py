@@ -95,3 +95,26 @@ def simulated(
     )
     twins = torch.from_numpy(np.stack([one.image for one in made])).to(images.device)
     return (twins.permute(0, 3, 1, 2) - mean) / std, made
+
+
+def some_simulated(
+    simulators: Sequence[Simulator],
+    images: Tensor,
+    colours: tuple[Tensor, Tensor],
+    share: float,
+    inside: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Normalised pictures B 3 H W, about a `share` of which have an anomaly; where: int64 B H W.
+
+    Args: as of `simulated`.
+    """
+    made, device = images.clone(), images.device
+    masks = torch.zeros(len(images), *images.shape[-2:], dtype=torch.int64)
+    drawn = (torch.rand(len(images)) < share).nonzero()[:, 0]
+    seeds = torch.randint(2**62, (len(images),))[drawn].tolist()
+    if len(drawn):
+        rows = drawn.to(device)
+        area = None if inside is None else inside[rows]
+        made[rows], found = simulated(simulators, images[rows], colours, None, seeds, area)
+        masks[drawn] = torch.from_numpy(np.stack([one.mask for one in found])).long()
+    return made, masks.to(device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _SCALES = (1, 2, 4, 8, 8, 8)  # what the blocks are wide, in widths of the first
+_DEVIATION = 0.02  # of the weights at the start, those of batch norms about 1; DRAEM's
 
 
 def convolved(inward: int, outward: int) -> tuple[nn.Module, ...]:
@@ -48,6 +49,11 @@ class UShaped(nn.Module):
             self.after.append(nn.Sequential(*convolved(joined, between), *convolved(between, own)))
             before = own
         self.out = nn.Conv2d(before, outward, kernel_size=3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, _DEVIATION)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, _DEVIATION)
         self.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,16 +68,6 @@ class UShaped(nn.Module):
             x = after(torch.cat([x, beside], dim=1) if self.skips else x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 scores would tie
             return cast(Tensor, self.out(x.float()))
-
-
-def spread_normally(network: nn.Module, *, deviation: float) -> None:
-    """Draw the weights of convolutions from N(0, `deviation`²) and those of batch norms from N(1,
-    `deviation`²)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, 0.0, deviation)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1.0, deviation)
 
 
 def average_early(networks: Iterable[nn.Module]) -> None:

@@ -35,7 +35,6 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,9 +46,9 @@ from blemish.backbones.cells import averaged
 from blemish.config import Fraction, Length, NotNegative, Positive, Range, Side
 from blemish.losses.focal import focal_loss
 from blemish.losses.ssim import ssim
-from blemish.methods.augmentation import simulated, turned
+from blemish.methods.augmentation import some_simulated, turned
 from blemish.methods.base import map_size, shown, smooth
-from blemish.methods.convolutions import UShaped, average_early, spread_normally
+from blemish.methods.convolutions import UShaped, average_early
 from blemish.methods.learner import TrainingBatch, share_statistics
 from blemish.methods.stored import Stored, numbers
 from blemish.methods.trained import TrainedConfig, TrainedMethod
@@ -100,12 +99,7 @@ class DraemConfig(TrainedConfig):
 
 
 class Draem(TrainedMethod):
-    """The repairing network and the one that tells where.
-
-    Attributes:
-        simulator: what makes anomalies.
-        steps: int64 1, how many steps it has learned; empty before.
-    """
+    """The repairing network, and the one that tells where."""
 
     name = "draem"
     summary = "repair of simulated anomalies, and a segmentation of picture and repair"
@@ -124,19 +118,18 @@ class Draem(TrainedMethod):
             torch.manual_seed(config.seed)
             self.repair = UShaped(3, 3, config.width, 5, skips=False)
             self.segmentation = UShaped(6, 2, config.width // 2, 6, skips=True)
-            for network in (self.repair, self.segmentation):
-                spread_normally(network, deviation=0.02)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Of normalised pictures B 3 H W the repaired ones, as pixels in [0, 1], and the logits of
         the places, B 2 H W, the second for anomalous ones.
         """
-        mean, std = self.backbone.colours(images)
-        pixels = images * std + mean
+        pixels = self._pixels(images)
         repaired = self.repair(pixels)
         return repaired, self.segmentation(torch.cat([repaired, pixels], dim=1))
 
-    # Training
+    def _pixels(self, images: Tensor) -> Tensor:
+        mean, std = self.backbone.colours(images)
+        return images * std + mean
 
     def prepare_training(self) -> None:
         if self.config.textures:
@@ -163,26 +156,14 @@ class Draem(TrainedMethod):
         made, masks = self.overlaid(images)
         average_early([self.repair, self.segmentation])
         repaired, logits = self(made)
-        mean, std = self.backbone.colours(images)
-        pixels = images * std + mean
+        pixels = self._pixels(images)
         repair = F.mse_loss(repaired, pixels) + 1 - ssim(repaired, pixels)
         return repair + focal_loss(logits, masks)
 
     def overlaid(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures B 3 H W, some with a texture, and where: int64 B H W."""
-        made = images.clone()
-        masks = torch.zeros(len(images), *images.shape[-2:], dtype=torch.int64)
-        drawn = (torch.rand(len(images)) < self.config.share).nonzero()[:, 0]
-        seeds = torch.randint(2**62, (len(images),)).tolist()
-        if len(drawn):
-            inside = self._looked_at(images)
-            inside = None if inside is None else inside[drawn.to(images.device)]
-            some, own = images[drawn.to(images.device)], [seeds[row] for row in drawn.tolist()]
-            colours = self.backbone.colours(images)
-            twins, found = simulated([self.simulator], some, colours, None, own, inside)
-            made[drawn.to(images.device)] = twins
-            masks[drawn] = torch.from_numpy(np.stack([one.mask for one in found])).long()
-        return made, masks.to(images.device)
+        colours, inside = self.backbone.colours(images), self._looked_at(images)
+        return some_simulated([self.simulator], images, colours, self.config.share, inside)
 
     def after_step(self, step: int, steps: int) -> None:
         share_statistics(self)
@@ -195,23 +176,16 @@ class Draem(TrainedMethod):
     def learned_tensors(self) -> dict[str, Stored]:
         return {"steps": numbers(1, low=1)}
 
-    # Scoring
-
     @property
     def scores_by_map(self) -> bool:
         return self.config.score_window == 0
 
-    def anomaly_map(self, images: Tensor) -> Tensor:
-        """M_o: B H W in [0, 1]."""
+    def judge(self, features: Features, images: Tensor) -> Scores:
         self._require(self.steps)
-        dtype = self.backbone.dtype
+        size, dtype = map_size(images), self.backbone.dtype
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
             _, logits = self(images)
-        return logits.softmax(1)[:, 1]
-
-    def judge(self, features: Features, images: Tensor) -> Scores:
-        size = map_size(images)
-        raw = self._extended(self.anomaly_map(images), images)
+        raw = self._extended(logits.softmax(1)[:, 1], images)
         maps = smooth(averaged(raw[:, None], size), self.config.smoothing)[:, 0]
         inside = self._inside(images, size)
         if self.scores_by_map:
