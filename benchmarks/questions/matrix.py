@@ -39,7 +39,10 @@ UNLABELLED = (
     Line("`guided`", "guided", {"pretraining": "none"}),
     Line("`guided` after APMask", "guided", {"pretraining": "apmask"}),
     Line("`agpnet`", "agpnet"),
-    *(Line(f"`{method}`", method) for method in ("dinomaly", "vitad", "simplenet", "rd4ad")),
+    *(
+        Line(f"`{method}`", method)
+        for method in ("dinomaly", "vitad", "simplenet", "rd4ad", "draem")
+    ),
 )
 LINES = (
     *UNLABELLED,

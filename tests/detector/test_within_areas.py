@@ -36,6 +36,7 @@ OTHERS = [
     "dinomaly",
     "vitad",
     "dra",
+    "draem",
 ]
 
 
@@ -279,12 +280,13 @@ def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
         detector.within([[[0, 0], [0.2, 0], [0.2, 0.2]]])
 
 
-@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "guided", "dra"])
+@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "guided", "dra", "draem"])
 def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
     window = {"score_window": 0.1}
-    more = {"guided": {"score": "class"}, "agpnet": window, "vitad": window}.get(method, {})
+    more = {"guided": {"score": "class"}}
+    more |= dict.fromkeys(("agpnet", "vitad", "draem"), window)
     with pytest.raises(ConfigError, match=r"one of the whole picture, .* name them at fit"):
-        fitted(method, **more).within(ROI)
+        fitted(method, **more.get(method, {})).within(ROI)
 
 
 def test_a_narrowed_detector_is_not_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
     guided, guided-fine, guided-poisson       cut and paste where attention looks
     cutpaste, cutpaste-scar, cutpaste-3way    cut and paste anywhere
     fpi, pii, nsa                             patches of a second picture, blended in
+    draem                                     textures where Perlin noise is high
 
 Pictures are float32 H W C in [0, 1], of any number of channels.
 """
@@ -19,6 +20,7 @@ from blemish.anomalies.base import Simulator, Synthetic
 from blemish.anomalies.blending import FPI, NSA, PII
 from blemish.anomalies.cutpaste import CutPaste, CutPaste3Way, CutPasteScar
 from blemish.anomalies.guided import GuidedCutPaste, GuidedFine, GuidedPoisson
+from blemish.anomalies.perlin import PerlinTexture
 from blemish.errors import ConfigError, unknown_name
 
 __all__ = ["SIMULATORS", "Simulator", "Synthetic", "simulate_batch", "simulator"]
@@ -28,7 +30,7 @@ SIMULATORS: dict[str, type[Simulator]] = {
     for kind in (
         *(GuidedCutPaste, GuidedFine, GuidedPoisson),
         *(CutPaste, CutPasteScar, CutPaste3Way),
-        *(FPI, PII, NSA),
+        *(FPI, PII, NSA, PerlinTexture),
     )
 }
 

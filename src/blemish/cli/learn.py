@@ -251,6 +251,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
         yield f"Looks at: {area}"
     if closer := words.closer(manifest["config"]):
         yield f"Looks closely at: {closer}"
+    if textures := words.textures(manifest["config"]):
+        yield f"Textures: {textures}"
     if part := words.foreground(manifest.get("foreground")):
         yield f"Foreground: {part}"
     if bank := words.compression(manifest.get("compression")):

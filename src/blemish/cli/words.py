@@ -116,6 +116,18 @@ def in_parts(told: Mapping[str, Any] | None) -> str:
     )
 
 
+def textures(config: Mapping[str, Any]) -> str:
+    """What anomalies are made of in training; "" where of no textures."""
+    if "textures" not in config:
+        return ""
+    if config["textures"]:
+        return f"pictures of {config['textures']}"
+    return (
+        "generated, as no folder is named, which is no published setting; name one: "
+        "--set textures=FOLDER"
+    )
+
+
 def student(manifest: Mapping[str, Any]) -> str:
     """Of what the encoder is a student, and how well it agrees with it; "" where it is none."""
     spec, made = manifest["backbone"]["spec"], manifest.get("pretraining")

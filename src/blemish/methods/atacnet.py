@@ -61,9 +61,10 @@ from blemish.errors import ConfigError
 from blemish.losses.deviation import deviation_loss
 from blemish.methods import frames
 from blemish.methods.base import map_size, shown, smooth
+from blemish.methods.convolutions import convolved
 from blemish.methods.crops import crop_boxes, cropped, enlarged, merged
 from blemish.methods.guidance import normalise
-from blemish.methods.labelled import Labelled, LabelledConfig, convolved, normal_first
+from blemish.methods.labelled import Labelled, LabelledConfig, normal_first
 from blemish.methods.learner import TrainingBatch
 from blemish.types import ANOMALOUS, NORMAL, Scores
 

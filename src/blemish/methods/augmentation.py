@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,6 +48,29 @@ def augmented(
     )
 
 
+def turned(images: Tensor, *, share: float) -> Tensor:
+    """Pictures B 3 H W, about a `share` of which are turned about their middles by up to 90°; their
+    corners become 0, which is the mean colour, and marks what is not looked at."""
+    count, (height, width), device = len(images), images.shape[-2:], images.device
+    draw = torch.rand(count, 2)  # on the host, so that every device draws the same
+    rows = (draw[:, 0] < share).nonzero()[:, 0]
+    if not len(rows):
+        return images
+    angle = math.pi * (draw[rows, 1] - 0.5)
+    theta = torch.zeros(len(rows), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()
+    theta[:, 0, 1], theta[:, 1, 0] = (
+        angle.sin() * height / width,
+        -angle.sin() * width / height,
+    )
+    rows, made = rows.to(device), images.clone()
+    with torch.autocast(device.type, enabled=False):  # bf16 places pixels beside where they are
+        some = images[rows].float()
+        grid = F.affine_grid(theta.to(device), list(some.shape), align_corners=False)
+        made[rows] = F.grid_sample(some, grid, align_corners=False).to(images.dtype)
+    return made
+
+
 def simulated(
     simulators: Sequence[Simulator],
     images: Tensor,
@@ -71,3 +95,26 @@ def simulated(
     )
     twins = torch.from_numpy(np.stack([one.image for one in made])).to(images.device)
     return (twins.permute(0, 3, 1, 2) - mean) / std, made
+
+
+def some_simulated(
+    simulators: Sequence[Simulator],
+    images: Tensor,
+    colours: tuple[Tensor, Tensor],
+    share: float,
+    inside: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Normalised pictures B 3 H W, about a `share` of which have an anomaly; where: int64 B H W.
+
+    Args: as of `simulated`.
+    """
+    made, device = images.clone(), images.device
+    masks = torch.zeros(len(images), *images.shape[-2:], dtype=torch.int64)
+    drawn = (torch.rand(len(images)) < share).nonzero()[:, 0]
+    seeds = torch.randint(2**62, (len(images),))[drawn].tolist()
+    if len(drawn):
+        rows = drawn.to(device)
+        area = None if inside is None else inside[rows]
+        made[rows], found = simulated(simulators, images[rows], colours, None, seeds, area)
+        masks[drawn] = torch.from_numpy(np.stack([one.mask for one in found])).long()
+    return made, masks.to(device)

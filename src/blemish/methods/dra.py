@@ -44,7 +44,8 @@ from blemish.config import NotNegative, Positive, Range
 from blemish.errors import ConfigError
 from blemish.losses.deviation import deviation_loss
 from blemish.methods.base import map_size, shown, smooth
-from blemish.methods.labelled import Labelled, LabelledConfig, convolved, normal_first
+from blemish.methods.convolutions import convolved
+from blemish.methods.labelled import Labelled, LabelledConfig, normal_first
 from blemish.methods.learner import TrainingBatch
 from blemish.methods.stored import Stored
 from blemish.types import ANOMALOUS, NORMAL, Scores

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blemish.backbones import Backbone, Features
 from blemish.config import Fraction, FractionAbove0, NotNegative, Positive, Range
@@ -147,9 +147,3 @@ def normal_first(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     order = (labels + torch.rand(len(labels)).to(images.device, non_blocking=True)).argsort()
     return images[order], labels[order]
-
-
-def convolved(inward: int, outward: int) -> tuple[nn.Module, ...]:
-    """A 3×3 convolution from B `inward` h w to B `outward` h w, batch norm and ReLU."""
-    convolution = nn.Conv2d(inward, outward, kernel_size=3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(outward), nn.ReLU()

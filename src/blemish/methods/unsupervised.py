@@ -5,6 +5,7 @@ from __future__ import annotations
 from blemish.methods.agpnet import AGPNet
 from blemish.methods.base import Method
 from blemish.methods.dinomaly import Dinomaly
+from blemish.methods.draem import Draem
 from blemish.methods.guided import Guided
 from blemish.methods.memory import Knn, PatchCore
 from blemish.methods.padim import Padim
@@ -23,5 +24,6 @@ UNSUPERVISED: dict[str, type[Method]] = {
     "rd4ad": RD4AD,
     "dinomaly": Dinomaly,
     "vitad": ViTAD,
+    "draem": Draem,
     "guided": Guided,
 }
