@@ -42,7 +42,7 @@ BRIEFER: dict[str, dict[str, Any]] = {
     "guided": {"min_steps": 2},
     "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
     "dra": {"min_steps": 40, "learning_rate": 3e-3},
-    "draem": {"min_steps": 80, "learning_rate": 1e-2, "width": 4, "share": 1.0},
+    "draem": {"min_steps": 150, "learning_rate": 1e-2, "width": 8, "share": 1.0},
 }
 
 

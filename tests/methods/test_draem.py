@@ -263,8 +263,6 @@ def scored(**settings: Any) -> tuple[Draem, np.ndarray, Any]:
     shaken(method.segmentation, 6)
     method.end_training(3)
     method.eval()
-    with torch.no_grad():  # so that no probability is 0 or 1
-        method.segmentation.out.weight.mul_(1e-3)
     images = pictures(1)
     mean, std = method.backbone.colours(images)
     pixels = f64((images * std + mean)[0])
@@ -274,7 +272,11 @@ def scored(**settings: Any) -> tuple[Draem, np.ndarray, Any]:
     ]
     repaired = network(pixels, states[0], 5, skips=False)
     logits = network(np.concatenate([repaired, pixels]), states[1], 6, skips=True)
+    scale = 1 / np.abs(logits).max()  # so that no probability is 0 or 1
+    logits = logits * scale
     with torch.no_grad():
+        for part in method.segmentation.out.parameters():
+            part.mul_(scale)
         return method, 1 / (1 + np.exp(logits[0] - logits[1])), method.score(images)
 
 
