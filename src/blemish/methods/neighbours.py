@@ -50,7 +50,7 @@ def distance_to_mean(
 
     if torch.compiler.is_exporting() or len(queries) <= _CHUNK:
         return measured(queries)
-    return torch.cat([measured(some) for some in queries.split(_CHUNK)])
+    return torch.cat([measured(some) for some in torch.split(queries, _CHUNK)])
 
 
 def _distance(
