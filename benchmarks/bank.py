@@ -87,7 +87,7 @@ def learn(
     began = time.process_time()
     detector = blemish.fit(
         options.method, spread(good, options.train), backbone=options.backbone, image_size=side,
-        bank_loss=loss, precision="fp32", device="cpu",
+        bank_loss=loss, neighbours=1, precision="fp32", device="cpu",
     )  # fmt: skip
     seconds = time.process_time() - began
     samples = [

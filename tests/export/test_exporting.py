@@ -63,7 +63,7 @@ def disc(seed: int, *, blue: bool = False, defect: bool = False) -> np.ndarray:
 
 CASES = {
     "plain": Case("patchcore", {}),
-    "a compressed bank": Case("patchcore", {"bank_loss": 0.3}),
+    "a compressed bank": Case("patchcore", {"bank_loss": 0.3, "neighbours": 1}),
     "categories and a foreground": Case(
         "knn", {**DISC, "foreground": "auto"}, disc, how={"input": "pixels"}
     ),

@@ -55,14 +55,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "two looks": ("patchcore", {"coarse": 32}),
     "two looks, a compressed bank": (
         "patchcore",
-        {"image_size": 128, "coarse": 64, "bank_loss": 2.0},
+        {"image_size": 128, "coarse": 64, "bank_loss": 2.0, "neighbours": 1},
     ),
 }
 # All that a user can fit beside these.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "knn": ("knn", {}),
     "knn, two looks": ("knn", {"coarse": 32}),
-    "knn, a compressed bank": ("knn", {"bank_loss": 2.0, "resize": "pad"}),
+    "knn, a compressed bank": ("knn", {"bank_loss": 2.0, "neighbours": 1, "resize": "pad"}),
     "padim": ("padim", {}),
     "patchcore, a CNN": ("patchcore", CNN),
     "agpnet, a CNN": ("agpnet", CNN),

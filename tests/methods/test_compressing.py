@@ -29,11 +29,12 @@ from blemish.types import Batch, silent
 GOOD = [part(seed) for seed in range(12)]
 BAD = part(99, defect=True)
 LOSS = 0.3
+COMPRESSED = {"bank_loss": LOSS, "neighbours": 1}
 TWO: dict[str, Any] = {"image_size": 256, "coarse": 128}
 
 
 def fitted(method: str = "patchcore", good: Any = GOOD, **settings: Any) -> Detector:
-    return blemish.fit(method, good, **{**SMALL, "bank_loss": LOSS, **settings})
+    return blemish.fit(method, good, **{**SMALL, **COMPRESSED, **settings})
 
 
 def told(detector: Detector) -> Compression:
@@ -70,8 +71,10 @@ def test_of_what_holds_the_one_that_costs_least_is_taken() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"bank_loss": 1e-9}])
 def test_where_nothing_is_asked_or_held_scores_are_those_to_the_bit(settings: Any) -> None:
-    plain = blemish.fit("patchcore", GOOD, **SMALL)
-    other = blemish.fit("patchcore", GOOD, **{**SMALL, **settings})
+    plain, other = (
+        blemish.fit("patchcore", GOOD, **{**SMALL, "neighbours": 1, **more})
+        for more in ({}, settings)
+    )
     assert plain.record.compression is None
     assert "compression" not in plain.manifest
     names = {name for name in plain.method.fitted_state() if not name.startswith("backbone.")}
@@ -89,11 +92,11 @@ def test_where_nothing_is_asked_or_held_scores_are_those_to_the_bit(settings: An
         ("knn", {"bank_loss": 100.0}),
         ("patchcore", TWO),
         ("patchcore", {"resize": "pad"}),
-        ("lda", {"bank_loss": None, "normality_settings": ("bank_loss=0.3",)}),
+        ("lda", {"bank_loss": None, "neighbours": None, "normality_settings": ("bank_loss=0.3",)}),
     ],
 )
 def test_saved_it_is_the_same(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**SMALL, "bank_loss": LOSS, **settings}
+    settings = {**SMALL, **COMPRESSED, **settings}
     settings = {name: value for name, value in settings.items() if value is not None}
     good = [part(seed, height=80) for seed in range(8)]
     detector = blemish.fit(method, good, **settings)

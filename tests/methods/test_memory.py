@@ -46,7 +46,9 @@ def pooled(level: Floats, side: int) -> Floats:
     return out
 
 
-def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooling: int) -> Floats:
+def embed_loop(
+    backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooling: int, centre: float = 0
+) -> Floats:
     """B N D by the description in `join`, location by location in float64."""
     features = backbone(batch, layers)
     height, width = features.grids[0]  # the finest
@@ -61,7 +63,7 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
                 level = np.array(
                     [[(t - t.mean()) / np.sqrt(t.var() + 1e-5) for t in row] for row in level]
                 )
-            level = pooled(level, pooling)
+            level = (1 - centre) * pooled(level, pooling) + centre * level
             levels.append(upsampled(level, height, width, offset, features.offsets[0]))
         is_vit = backbone.spec.kind == "vit"
         joined = np.mean(levels, axis=0) if is_vit else np.concatenate(levels, axis=2)
@@ -70,14 +72,15 @@ def embed_loop(backbone: Backbone, batch: Tensor, layers: tuple[int, ...], pooli
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
-@pytest.mark.parametrize("pooling", [1, 5])
+@pytest.mark.parametrize(("pooling", "centre"), [(1, 0), (5, 0), (3, 0.3), (1, 0.5)])
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_join_is_the_loop(name: str, pooling: int, size: tuple[int, int]) -> None:
+def test_join_is_the_loop(name: str, pooling: int, centre: float, size: tuple[int, int]) -> None:
     backbone, batch = backbone_of(name), images(2, *size)
-    got, grid = join(backbone(batch, layers_of(name)), backbone.spec.kind, pooling=pooling)
+    seen = backbone(batch, layers_of(name))
+    got, grid = join(seen, backbone.spec.kind, pooling=pooling, centre=centre)
     stride = 16 if name == "test_vit" else 8
     assert grid == (size[0] // stride, size[1] // stride)
-    expected = embed_loop(backbone, batch, layers_of(name), pooling)
+    expected = embed_loop(backbone, batch, layers_of(name), pooling, centre)
     assert got.shape == expected.shape
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())

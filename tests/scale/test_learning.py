@@ -265,7 +265,7 @@ def test_parts_of_other_pictures_or_settings_are_not_taken(good: Path, tmp_path:
         ("lda", {}, "lda learns from all pictures in one process"),
         ("patchcore", {"student": True}, "student: is distilled by gradient"),
         ("patchcore", {"tile": 32}, "tile: pictures are cut"),
-        ("patchcore", {"bank_loss": 0.05}, "bank_loss, which is measured"),
+        ("patchcore", {"bank_loss": 0.05, "neighbours": 1}, "bank_loss, which is measured"),
         ("patchcore", {"coarse": 32}, "coarse, whose two looks"),
         ("patchcore", {"part_pictures": 0}, "part_pictures: at least 1"),
         ("patchcore", {"time_budget": 1.0}, "time_budget: patchcore is not trained"),

@@ -64,6 +64,12 @@ class MethodConfig:
         """The settings that we find to work best: the defaults."""
         return cls()
 
+    @classmethod
+    def within_lda(cls) -> Self:
+        """Those with which `lda` takes the method as its normality part: `best`, as a rule. What
+        differs from them an artifact of `lda` names."""
+        return cls.best()
+
     def for_pictures(self, *, x_rays: bool) -> Self:
         """These settings as they suit the pictures, where they depend on them."""
         return self

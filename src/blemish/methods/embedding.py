@@ -10,7 +10,9 @@ from blemish.backbones import Features
 from blemish.backbones.cells import resampled
 
 
-def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tuple[int, int]]:
+def join(
+    features: Features, kind: str, *, pooling: int = 1, centre: float = 0.0
+) -> tuple[Tensor, tuple[int, int]]:
     """Joined features per location: float32 B N D, and the grid (h, w) of the finest layer. Where
     patches were dropped, those of the kept ones: B K D.
 
@@ -22,29 +24,37 @@ def join(features: Features, kind: str, *, pooling: int = 1) -> tuple[Tensor, tu
     Args:
         kind: of the backbone: "vit" or "cnn".
         pooling: side of the square of neighbouring locations averaged first; odd, 1 = none.
+        centre: share of a location's own feature beside that average, in [0, 1].
     """
     grid = max(features.grids)
     if kind == "vit":
         normalised = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in features.tokens]
         joined = torch.stack(normalised).mean(0)
         if features.kept is not None:
-            return _mean_of_kept(joined, features.kept, grid, pooling), grid
+            mean = _mean_of_kept(joined, features.kept, grid, pooling)
+            return _with_own(mean, joined, centre), grid
         joined = joined.transpose(1, 2)
-        levels = [_local_mean(joined.reshape(joined.shape[0], -1, *grid), pooling)]
+        levels = [_local_mean(joined.reshape(joined.shape[0], -1, *grid), pooling, centre)]
     else:
         onto = features.offsets[features.grids.index(grid)]
         levels = [
-            resampled(_local_mean(level, pooling), grid, offset=offset, onto=onto)
+            resampled(_local_mean(level, pooling, centre), grid, offset=offset, onto=onto)
             for level, offset in zip(features.maps(), features.offsets, strict=True)
         ]
     return torch.cat(levels, dim=1).flatten(2).transpose(1, 2), grid
 
 
-def _local_mean(level: Tensor, side: int) -> Tensor:
-    """Each location of B D h w averaged with the neighbours in a square that there are."""
+def _local_mean(level: Tensor, side: int, centre: float) -> Tensor:
+    """Each location of B D h w averaged with the neighbours in a square that there are; its own
+    value has the share `centre` beside that average."""
     if side == 1:
         return level
-    return F.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=False)
+    mean = F.avg_pool2d(level, side, stride=1, padding=side // 2, count_include_pad=False)
+    return _with_own(mean, level, centre)
+
+
+def _with_own(mean: Tensor, own: Tensor, centre: float) -> Tensor:
+    return torch.lerp(mean, own, centre) if centre else mean
 
 
 def laid_out(values: Tensor, kept: Tensor, places: int) -> Tensor:

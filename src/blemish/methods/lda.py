@@ -66,7 +66,8 @@ class LdaConfig(MethodConfig):
         normality: the method that knows what is normal: any but those that take labelled defects
             themselves. One that trains its encoder (`guided` with `trainable_blocks`) may leave
             features that tell the kinds of defect less well.
-        normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`.
+        normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`, but
+            that a memory bank has `neighbours=1` here unless they say otherwise.
         descriptor_layers: layers of the backbone whose features describe a picture; empty = the one
             two thirds of the way.
         sharpness: of the attention: 0 = all patches count the same, however often it is looked.
@@ -96,7 +97,7 @@ class LdaConfig(MethodConfig):
         for assignment in self.normality_settings:
             if (key := assignment.partition("=")[0].strip()) in shared:
                 raise ConfigError(f"normality_settings: {key} is the detector's own; set it there")
-        best = self.normality_class.Config.best()
+        best = self.normality_class.Config.within_lda()
         base = configs.from_dict(type(best), shared, base=best)
         return configs.override(base, self.normality_settings, within="normality_settings")
 

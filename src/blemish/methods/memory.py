@@ -5,7 +5,8 @@ averaged mid-level features (eq. 1-2), a greedy coreset as memory bank (Algorith
 to the nearest bank entry as anomaly score (eq. 6). Deviates: the coreset is built from a stream
 under a hard cap (`coreset.py`) instead of a fraction of all features held at once; the image score
 is the mean of the top fraction of the smoothed map instead of one re-weighted maximum (eq. 7); the
-layers of a ViT are normalised and averaged (`embedding.py`).
+layers of a ViT are normalised and averaged (`embedding.py`). Of `best`, the distance is that to the
+mean of the nearest entries (`neighbours.py`).
 
 kNN: as AnomalyDINO (Damm et al. 2025): cosine distance of a patch to the nearest normal patch.
 Deviates: the bank is a uniform random sample under a hard cap; several layers may be joined.
@@ -44,6 +45,7 @@ from blemish.methods.memory_config import KnnConfig as KnnConfig
 from blemish.methods.memory_config import MemoryConfig as MemoryConfig
 from blemish.methods.memory_config import PatchCoreConfig as PatchCoreConfig
 from blemish.methods.merging import CoresetPart, SamplePart, State
+from blemish.methods.neighbours import distance_to_mean
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.telling import foreground_of
 from blemish.types import Batch, Progress, Scores
@@ -233,7 +235,8 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
     def embedded(self, features: Features) -> tuple[Tensor, tuple[int, int]]:
         """One unit-length feature per location: float32 B N D, and the grid (h, w)."""
         own = features.layers(slice(len(self.layers)))
-        joined, grid = join(own, self.backbone.spec.kind, pooling=self.config.pooling)
+        pooling, centre = self.config.pooling, self.config.centre
+        joined, grid = join(own, self.backbone.spec.kind, pooling=pooling, centre=centre)
         return F.normalize(joined, dim=-1), grid
 
     def judge(self, features: Features, images: Tensor) -> Scores:
@@ -283,8 +286,13 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         return found.reshape(-1, *grid)
 
     def _own_distances(self, embedded: Tensor, without: Tensor | None) -> Tensor:
-        """Of B n D the distances to `bank`, searched as it was compressed: B n."""
-        own = self.bank, self.owners
+        """Of B n D the distances to `bank`, searched as it was compressed, or to the mean of some
+        of its features: B n."""
+        own, count = (self.bank, self.owners), self.config.neighbours
+        if count > 1:
+            dtype = self.backbone.dtype
+            mean = partial(distance_to_mean, bank=self.bank, count=count, dtype=dtype)
+            return self._each(embedded, own, without, mean, mean)
         if not self.config.bank_loss or not self.axes.numel():
             return self._distances(embedded, own, without)
         search = compressing.Short(*own, self.axes, self.short).search(self.backbone.dtype)

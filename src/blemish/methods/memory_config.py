@@ -27,6 +27,11 @@ class MemoryConfig(MethodConfig):
         bank_loss: how far a smaller bank, which is searched in less time, may move scores and maps,
             as measured on good pictures and on generated defects in them, in standard deviations
             of the scores of good pictures; 0.05 is little. 0 = the whole bank is searched.
+        neighbours: how many of the nearest features of the bank make what a patch is compared with,
+            their weighted mean (`methods.neighbours`); 1 = the nearest alone. Not with `bank_loss`,
+            whose search finds one.
+        centre: share of a patch's own feature beside the average over the square of `pooling`; 0 =
+            the average alone.
     """
 
     bank_size: Annotated[int, Range(1, LARGEST_BANK)] = 16_000
@@ -34,11 +39,23 @@ class MemoryConfig(MethodConfig):
     coarse: Annotated[int, Range(0, 8192)] = field(default=0, metadata={NEW: True})
     close_share: Fraction = field(default=0.0, metadata={NEW: True})
     bank_loss: Annotated[float, Range(0, 100)] = field(default=0.0, metadata={NEW: True})
+    neighbours: Annotated[int, Range(1, 64)] = field(default=1, metadata={NEW: True})
+    centre: Fraction = field(default=0.0, metadata={NEW: True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.close_share and not self.coarse:
             raise ConfigError("close_share: is that of a second look; name coarse, too")
+        if self.bank_loss and self.neighbours > 1:
+            raise ConfigError(
+                "bank_loss: a compressed bank is searched for the nearest feature alone; set "
+                "neighbours=1, too"
+            )
+
+    @classmethod
+    def within_lda(cls) -> Self:
+        """The defaults: what defects teach was weighed against the distance to the nearest."""
+        return cls()
 
     @property
     def needs_all(self) -> str:
@@ -56,6 +73,12 @@ class PatchCoreConfig(MemoryConfig):
     """PatchCore's settings; `paper` is the published one (WideResNet-50-2, layer2 and layer3,
     224²).
     """
+
+    @classmethod
+    def best(cls) -> Self:
+        """Seven neighbours, and half of a patch's own feature; else the defaults. Chosen by
+        generated defects (docs/log.md)."""
+        return cls(neighbours=7, centre=0.5)
 
     @classmethod
     def paper(cls) -> Self:
@@ -78,3 +101,8 @@ class KnnConfig(MemoryConfig):
     """Settings of the plain nearest neighbour on patches."""
 
     pooling: Pooling = 1
+
+    @classmethod
+    def best(cls) -> Self:
+        """Four neighbours; else the defaults. Chosen by generated defects (docs/log.md)."""
+        return cls(neighbours=4)
