@@ -199,7 +199,7 @@ def test_pixels_are_normalised_in_the_graph() -> None:
 
 
 # How large a file is beside that in fp32, at most: what is made of the features stays as it is.
-HALVED = {"patchcore": 0.6, "guided, sizes": 0.6, "padim, a CNN": 0.9, "dra, a CNN": 0.8}
+HALVED = {"patchcore": 0.6, "guided, sizes": 0.6, "padim, a CNN": 0.99, "dra, a CNN": 0.8}
 SLOW = pytest.param("atacnet", 0.6, marks=pytest.mark.slow)
 
 

@@ -290,7 +290,7 @@ def _cast_once(model: Any) -> None:
 
 
 def _fold_alike(model: Any) -> None:
-    """The weights of a convolution are kept in what it computes in. The translator folds batch norms
+    """Weights of convolutions are kept in what these compute in. The translator folds batch norms
     into them, and leaves in float32 what it has made of a convolution in fp16."""
     import onnx_ir
 
