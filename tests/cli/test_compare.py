@@ -266,7 +266,11 @@ def test_wrong_questions(refused: Any, good_folder: Path, tmp_path: Path, here: 
     assert "labelled defects, which only judge" in refused(
         "compare", good_folder, "--methods lda", *out
     )
-    assert "sizes are needed" in refused("compare", good_folder, "--resolutions big", *out)
+    for sizes in ("big", "100000", "0"):
+        said = refused("compare", good_folder, f"--resolutions {sizes}", *out)
+        assert f"--resolutions {sizes}: sizes of 1 to 8192 pixels are needed" in said
+    said = refused("compare", good_folder, "--methods ,", *out)
+    assert "--methods ,: methods are needed" in said
     assert "key=value" in refused("compare", good_folder, "--vary layers", *out)
     assert "did you mean 'layers'" in refused("compare", good_folder, "--vary lairs=1", *out)
     assert "[0.002, 0.1]" in refused("compare", good_folder, "--smallest-defect 2", *out)

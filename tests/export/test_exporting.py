@@ -441,6 +441,11 @@ def test_int8_from_end_to_end(
         ("part.xml", {"precision": "bf16"}, "bf16 moves every score a little.*--good FOLDER$"),
         ("part.onnx", {"input": "bytes"}, "normalised or pixels"),
         ("broken.png/part.onnx", {}, "broken.png"),
+        (
+            "part.onnx",
+            {"precision": "int8", "good": ["broken.png"] * 8},
+            "int8 needs at least 9 good pictures, got 8",
+        ),
         ("part.onnx", {"false_alarm_rate": 0.1, "good": ["broken.png"]}, "rate.*blemish calibrate"),
     ],
 )

@@ -201,14 +201,19 @@ def test_pixels_are_normalised_in_the_graph() -> None:
     assert eager.numpy() == pytest.approx(wanted["score"], rel=1e-6)
 
 
-@pytest.mark.parametrize("case", ["patchcore", pytest.param("atacnet", marks=pytest.mark.slow)])
-def test_fp16_halves_the_weights_and_hardly_changes_what_is_said(case: str) -> None:
+# How large a file is beside that in fp32, at most: what is made of the features stays as it is.
+HALVED = {"patchcore": 0.6, "guided, sizes": 0.6, "padim, a CNN": 0.99, "dra, a CNN": 0.8}
+SLOW = pytest.param("atacnet", 0.6, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("case", "share"), [*HALVED.items(), SLOW])
+def test_fp16_halves_the_encoder_and_hardly_changes_what_is_said(case: str, share: float) -> None:
     one = exported(case)
     before = {name: each.clone() for name, each in one.detector.method.state_dict().items()}
     model = to_onnx(one.detector, precision="fp16")
     after = one.detector.method.state_dict()
     assert all(torch.equal(each, after[name]) for name, each in before.items())
-    assert len(model) < 0.6 * len(one.model)
+    assert len(model) < share * len(one.model)
     images = prepared(one.detector, part(90), part(91, defect=True))
     wanted = one.eager(images)
     found = session_of(model).run(list(one.graph.outputs), {"images": images.numpy()})

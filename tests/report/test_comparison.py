@@ -12,6 +12,7 @@ from playwright.sync_api import sync_playwright
 from blemish.report.charts import ANOMALOUS_COLOUR, Choice, tradeoff
 from blemish.report.comparison import Example, Page, write_comparison
 from blemish.report.heatmap import encode_jpeg
+from blemish.report.labelling import Box, label_places
 
 NAMES = ("milliseconds a picture", "AUROC")
 
@@ -45,13 +46,48 @@ def test_points_lie_as_their_costs_and_values_do() -> None:
     assert [one["fill"] == ANOMALOUS_COLOUR for one in drawn] == [False, True, False]
 
 
+def covered(svg: bytes) -> tuple[list[Box], list[Box]]:
+    """What labels of the widest letters cover, and what the points do."""
+    found = re.findall(
+        r'x="([\d.]+)" y="([\d.]+)" text-anchor="(start|end)"[^>]*>(m[^<]*)<', svg.decode()
+    )
+    labels = []
+    for x, y, anchor, words in found:
+        left = float(x) - (8.2 * len(words) if anchor == "end" else 0)
+        labels.append(Box(left, float(y) - 11, left + 8.2 * len(words), float(y) + 2))
+    dots = []
+    for one in circles(svg):
+        x, y, radius = (float(one[name]) for name in ("cx", "cy", "r"))
+        dots.append(Box(x - radius, y - radius, x + radius, y + radius))
+    return labels, dots
+
+
 def test_labels_stand_apart() -> None:
-    values = [(10 + 0.01 * at, 0.99) for at in range(6)]
-    svg = tradeoff(choices(*values), names=NAMES).decode()
-    places = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="(?:start|end)">method', svg)]
-    assert len(places) == 6
-    apart = np.diff(sorted(places))
-    assert apart.min() >= 13
+    labels, _ = covered(
+        tradeoff(choices(*[(10 + 0.01 * at, 0.99) for at in range(6)]), names=NAMES)
+    )
+    assert len(labels) == 6
+    assert not any(a.shared(b) for at, a in enumerate(labels) for b in labels[at + 1 :])
+
+
+def test_labels_cover_neither_each_other_nor_a_point() -> None:
+    # As eight candidates lie: four quick ones close together, four slow ones with equal accuracy.
+    quick = [(24.0, 0.85), (25.0, 0.9), (25.0, 0.84), (26.5, 0.86)]
+    slow = [(95.0, 0.99), (99.0, 0.985), (104.0, 0.99), (118.0, 0.988)]
+    labels, dots = covered(tradeoff(choices(*quick, *slow), names=NAMES))
+    assert len(labels) == len(dots) == 8
+    pairs = [(a, b) for at, a in enumerate(labels) for b in labels[at + 1 :]]
+    assert not any(a.shared(b) for a, b in pairs)
+    assert Box(0, 0, 2, 2).shared(Box(1, 1, 3, 4)) == 1
+    assert not any(label.shared(dot) for label in labels for dot in dots)
+
+
+def test_a_label_stands_within_the_plot_beside_its_point() -> None:
+    plot = Box(0, 0, 200, 100)
+    (right,) = label_places([(50, 50)], [60], [], height=14, gap=10, radius=5, plot=plot)
+    assert right == (60, 43, 120, 57)
+    (left,) = label_places([(190, 2)], [60], [], height=14, gap=10, radius=5, plot=plot)
+    assert left == (120, 0, 180, 14)
 
 
 @pytest.mark.parametrize("values", [[(5.0, 1.0)], [(5.0, 0.5), (5.0, 0.5)], [(0.01, 0.0)]])

@@ -132,7 +132,7 @@ def compare(
     first = 0 if seed is None else seed
     asked = comparing.Asked(
         candidates=candidates(
-            options.parts(methods) or usual_methods(),
+            _methods(methods) or usual_methods(),
             _sizes(resolutions),
             backbone=chosen,
             settings=assigned(settings or ()),
@@ -163,13 +163,24 @@ def compare(
     return BROKEN_PICTURES if document["failures"] else WELL
 
 
+def _methods(text: str) -> list[str]:
+    """Raises: ConfigError for an option that names none, as `,` does."""
+    found = options.parts(text)
+    if text and not found:
+        raise ConfigError(f"--methods {text}: methods are needed, as in patchcore,padim")
+    return found
+
+
 def _sizes(text: str) -> list[tuple[int, int]]:
     """Raises: ConfigError."""
     found = []
     for part in options.parts(text):
         size = (int(part), int(part)) if part.isdecimal() else height_width(part)
         if size is None or not all(1 <= side <= options.LARGEST_SIDE for side in size):
-            raise ConfigError(f"--resolutions {text}: sizes are needed, as in 224,448 or 224x448")
+            raise ConfigError(
+                f"--resolutions {text}: sizes of 1 to {options.LARGEST_SIDE} pixels are needed, as "
+                "in 224,448 or 224x448"
+            )
         found.append(size)
     return found
 

@@ -95,6 +95,10 @@ def export(
     anew = chosen in ROUNDED or detector.record.precision != "fp32"
     _check_good(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
     samples = None if good is None else good_pictures(good).sources
+    if chosen == "int8":
+        from blemish.export.quantise import check_count
+
+        check_count(len(samples or ()))  # before minutes are spent; more may prove broken
     model = _model(detector, kind, chosen, input, samples, progress)
     record = _record(artifact, detector, kind, chosen, input)
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:

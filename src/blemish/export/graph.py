@@ -28,6 +28,7 @@ from blemish.engines.record import OUTPUTS
 from blemish.errors import ExportError, MissingExtraError
 from blemish.methods import Method
 from blemish.methods.descriptor import descriptor
+from blemish.methods.learner import EndToEnd
 from blemish.methods.memory import MemoryBank
 from blemish.methods.spade import Spade
 from blemish.methods.telling import seen_along
@@ -75,6 +76,8 @@ class Graph(nn.Module):
                 "graph of normalised pictures"
             )
         method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
+        if half and isinstance(method, EndToEnd):  # which says itself what it computes in
+            method.set_precision(torch.float16)
         self.method = method
         self.pixels, self.is_half = pixels, half
         self.size = (preprocessing.height, preprocessing.width)
@@ -165,6 +168,7 @@ def to_onnx(
         progress("writing it as ONNX", 1, 3)
         model = _translated(program, graph)
         _cast_once(model)
+        _fold_alike(model)
         progress("writing it as ONNX", 2, 3)
         made = _serialised(model)
     progress("writing it as ONNX", 3, 3)
@@ -283,6 +287,29 @@ def _cast_once(model: Any) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
+
+
+def _fold_alike(model: Any) -> None:
+    """Weights of convolutions are kept in what these compute in. The translator folds batch norms
+    into them, and leaves in float32 what it has made of a convolution in fp16."""
+    import onnx_ir
+
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type != "Conv":
+            continue
+        dtype = node.inputs[0].dtype
+        for place, given in enumerate(node.inputs[1:], 1):
+            if given is None or given.name not in graph.initializers or given.dtype == dtype:
+                continue
+            name = f"{given.name}.{dtype.name.lower()}"
+            if name not in graph.initializers:
+                array = given.const_value.numpy().astype(dtype.numpy())
+                made = onnx_ir.val(name, const_value=onnx_ir.tensor(array))
+                graph.register_initializer(made)
+            node.replace_input_with(place, graph.initializers[name])
+            if not given.uses():
+                del graph.initializers[given.name]
 
 
 def _serialised(model: Any) -> bytes:

@@ -154,13 +154,18 @@ def _others(operations: Sequence[Operation], chosen: set[str]) -> list[str]:
 def _shared(batches: Sequence[Images]) -> tuple[list[Images], list[Images]]:
     """Pictures one by one, to take ranges from, and batches to measure on. Raises: ExportError."""
     pictures = [picture[None] for batch in batches for picture in batch]
-    if len(pictures) < FEWEST:
-        raise ExportError(
-            f"int8 needs at least {FEWEST} good pictures, got {len(pictures)}; name a folder with "
-            "more: --good FOLDER"
-        )
+    check_count(len(pictures))
     measured = pictures[2::3]
     return [each for place, each in enumerate(pictures) if place % 3 != 2], measured
+
+
+def check_count(pictures: int) -> None:
+    """Raises: ExportError where so many good pictures are too few."""
+    if pictures < FEWEST:
+        raise ExportError(
+            f"int8 needs at least {FEWEST} good pictures, got {pictures}; name a folder with more: "
+            "--good FOLDER"
+        )
 
 
 def _of_encoder(operations: Sequence[Operation]) -> set[str]:

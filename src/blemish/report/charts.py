@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from blemish.errors import ConfigError, NonFiniteError
 from blemish.metrics.ranking import precision_recall_curve, roc_curve
+from blemish.report.labelling import Box, label_places
 from blemish.types import ANOMALOUS, NORMAL, Evaluation
 
 Curve = npt.ArrayLike
@@ -30,6 +31,8 @@ FONTS = ("system-ui", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans")
 # In pixels, as all sizes here: the height of the letters, the width of a sign in the widest of the
 # fonts, and what is left free between things.
 _LETTERS, _SIGN, _GAP = 13.3, 8.2, 8.0
+_DOT = 7.0  # the radius of the largest point
+_HALO = 'stroke="white" stroke-width="3" stroke-linejoin="round" paint-order="stroke"'
 _SWATCH = 26.0  # length of a sample in the key
 _STEPS = ((1.0, 0), (2.0, 0), (2.5, 1), (5.0, 0), (10.0, 0))  # of ticks, and decimals of each
 _LINE = f'fill="none" stroke="{NORMAL_COLOUR}" stroke-width="2.6" stroke-linejoin="round"'
@@ -186,8 +189,8 @@ def tradeoff(choices: Sequence[Choice], *, names: tuple[str, str]) -> bytes:
     lows = finite("values", [number for one in choices for number in (one.value, one.low)])
     highs = finite("values", [one.high for one in choices])
     apart = max(0.3, float(np.ptp(costs)))
-    # Room for the labels, which stand to the right of the points.
-    across = (float(costs.min()) - 0.1 * apart, float(costs.max()) + 0.35 * apart)
+    # Room for the labels, which stand beside the points.
+    across = (float(costs.min()) - 0.2 * apart, float(costs.max()) + 0.35 * apart)
     room = max(0.02, float(highs.max() - lows.min()))
     up = (max(0.0, float(lows.min()) - 0.06 * room), float(highs.max()) + 0.06 * room)
     chart = _Chart(
@@ -197,8 +200,13 @@ def tradeoff(choices: Sequence[Choice], *, names: tuple[str, str]) -> bytes:
     for one, cost in zip(choices, costs.tolist(), strict=True):
         colour = ANOMALOUS_COLOUR if one.chosen else NORMAL_COLOUR
         chart.line([(cost, one.low), (cost, one.high)], f'stroke="{colour}" stroke-width="1.6"')
-        chart.dot((cost, one.value), colour, 7.0 if one.chosen else 5.0)
-    chart.labels([((cost, one.value), one.label) for one, cost in zip(choices, costs, strict=True)])
+        chart.dot((cost, one.value), colour, _DOT if one.chosen else 5.0)
+    chart.labels(
+        [
+            (((cost, one.value), one.low, one.high), one.label)
+            for one, cost in zip(choices, costs.tolist(), strict=True)
+        ]
+    )
     return chart.file()
 
 
@@ -307,6 +315,7 @@ def _named(name: str, value: float | None) -> str:
 Axis = tuple[tuple[float, float], Sequence[tuple[float, str]]]
 Places = Sequence[tuple[float, float]]
 Key = Sequence[tuple[str, str]]
+Span = tuple[tuple[float, float], float, float]
 
 
 class _Chart:
@@ -385,26 +394,32 @@ class _Chart:
             'stroke="white" stroke-width="1"/>'
         )
 
-    def labels(self, entries: Sequence[tuple[tuple[float, float], str]]) -> None:
-        """Words to the right of places, or to their left at the edge, moved up or down until they
-        stand apart."""
-        taken: list[tuple[float, float, float]] = []
-        for place, words in entries:
-            ((x, y),) = self._pixels([place])
-            width = _SIGN * len(words)
-            right = x + 1.4 * _GAP + width <= self._right
-            start = x + 1.4 * _GAP if right else x - 1.4 * _GAP - width
-            for step in range(2 * len(entries) + 1):
-                at = y + 1.15 * _LETTERS * ((step + 1) // 2) * (1 if step % 2 else -1)
-                clear = all(
-                    abs(at - other) >= 1.1 * _LETTERS or start > end or start + width < begin
-                    for begin, end, other in taken
-                )
-                if clear and self._top <= at <= self._bottom:
-                    break
-            taken.append((start, start + width, at))
-            anchor = 'text-anchor="start"' if right else 'text-anchor="end"'
-            self.text(words, start if right else start + width, at + 0.35 * _LETTERS, anchor)
+    def labels(self, entries: Sequence[tuple[Span, str]]) -> None:
+        """Words beside points that stand on upright lines; from those that had to move further off
+        a thin line leads to their point.
+
+        Args: entries: the place of each, low and high end of its line, and its words.
+        """
+        points, bars = [], []
+        for ((across, up), low, high), _ in entries:
+            ((x, y), (_, bottom), (_, top)) = self._pixels(
+                [(across, up), (across, low), (across, high)]
+            )
+            points.append((x, y))
+            bars.append(Box(x, top, x, bottom))
+        placed = label_places(
+            points, [_SIGN * len(words) for _, words in entries], bars, height=1.1 * _LETTERS,
+            gap=1.4 * _GAP, radius=_DOT, plot=Box(self._left, self._top, self._right, self._bottom),
+        )  # fmt: skip
+        for (x, y), box, (_, words) in zip(points, placed, entries, strict=True):
+            middle = (box.top + box.bottom) / 2
+            rightwards = box.left > x
+            if abs(middle - y) > _LETTERS:
+                end = (box.left - 2 if rightwards else box.right + 2, middle)
+                self._path([(x, y), end], f'stroke="{INK}" stroke-width="0.6"')
+            anchor = 'text-anchor="start"' if rightwards else 'text-anchor="end"'
+            at = box.left if rightwards else box.right
+            self.text(words, at, middle + 0.35 * _LETTERS, f"{anchor} {_HALO}")
 
     def text(self, words: str, x: float, y: float, more: str = 'text-anchor="middle"') -> None:
         """Words at pixels: above them, in their middle where `more` says nothing else."""
