@@ -76,8 +76,9 @@ class Graph(nn.Module):
                 "graph of normalised pictures"
             )
         method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
-        if half and isinstance(method, EndToEnd):  # which says itself what it computes in
-            method.set_precision(torch.float16)
+        learner: object = method
+        if half and isinstance(learner, EndToEnd):  # which says itself what it computes in
+            learner.set_precision(torch.float16)
         self.method = method
         self.pixels, self.is_half = pixels, half
         self.size = (preprocessing.height, preprocessing.width)
