@@ -24,7 +24,18 @@ from blemish.errors import ConfigError, DataError, ImageError
 from blemish.report.galleries import _Embedding
 from blemish.types import Failure, Prediction, Sample
 
-METHODS = ["patchcore", "knn", "padim", "spade", "agpnet", "dinomaly", "vitad", "simplenet"]
+METHODS = [
+    "patchcore",
+    "knn",
+    "padim",
+    "spade",
+    "agpnet",
+    "dinomaly",
+    "vitad",
+    "simplenet",
+    "uniad",
+    "efficientad",
+]
 METHODS += ["atacnet", "dra", "lda", "guided"]
 HEIGHT, WIDTH = 150, 200
 TILE = {"tile": 64, "overlap": 0.25}

@@ -26,7 +26,18 @@ from blemish.methods.apmask import APMaskConfig
 from blemish.regions import region_level
 from blemish.types import Failure, Prediction, Sample
 
-METHODS = ["patchcore", "knn", "padim", "spade", "agpnet", "dinomaly", "vitad", "simplenet"]
+METHODS = [
+    "patchcore",
+    "knn",
+    "padim",
+    "spade",
+    "agpnet",
+    "dinomaly",
+    "vitad",
+    "simplenet",
+    "uniad",
+    "efficientad",
+]
 METHODS += ["atacnet", "dra", "lda", "guided"]
 KEPT = ["fit", "pad", "crop"]
 HEIGHT, WIDTH = 64, 128

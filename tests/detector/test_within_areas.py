@@ -35,6 +35,8 @@ OTHERS = [
     "rd4ad",
     "dinomaly",
     "vitad",
+    "uniad",
+    "efficientad",
     "dra",
 ]
 
@@ -279,10 +281,12 @@ def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
         detector.within([[[0, 0], [0.2, 0], [0.2, 0.2]]])
 
 
-@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "guided", "dra"])
+@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "uniad", "guided", "dra"])
 def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
     window = {"score_window": 0.1}
-    more = {"guided": {"score": "class"}, "agpnet": window, "vitad": window}.get(method, {})
+    more = {"guided": {"score": "class"}, "agpnet": window, "vitad": window, "uniad": window}.get(
+        method, {}
+    )
     with pytest.raises(ConfigError, match=r"one of the whole picture, .* name them at fit"):
         fitted(method, **more).within(ROI)
 

@@ -47,7 +47,7 @@ from blemish.methods import Method, MethodConfig
 from blemish.methods.capabilities import LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.foreground import Foreground
 from blemish.methods.selfsupervised import SelfSupervisedConfig
-from blemish.methods.student import StudentConfig
+from blemish.methods.student import Distillation, StudentConfig
 from blemish.methods.telling import PICTURES, foreground_of
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
@@ -207,7 +207,7 @@ def _divided(request: Request, built: Built, good: Pictures, defects: Pictures) 
             f"{len(kept.sources)}"
             + (f" ({len(held.sources)} held out for the threshold)" if held.sources else "")
         )
-    if request.distillation is not None:
+    if isinstance(request.distillation, StudentConfig):
         check_pictures(len(kept.sources))
     if plan.method is not None and request.false_alarm_rate is not None:
         # Said now, not after the work.
@@ -247,9 +247,9 @@ def _pretrain(request: Request, built: Built, parts: _Parts) -> tuple[Built, Pre
     for file in files:
         if file is not None and not request.resume:
             check_free(file)
-    config = built.method.config.pretraining_config
-    if request.distillation is not None:
-        backbone, record = _distilled(request, built, parts, request.distillation, files[1])
+    config = request.distillation or built.method.config.pretraining_config
+    if isinstance(config, Distillation):
+        backbone, record = _distilled(request, built, parts, config, files[1])
     elif config is None:
         return built, None
     else:
@@ -275,7 +275,7 @@ def _pretrained(
         area=request.area,
         resize=request.resize,
         precision=built.precision,
-        minutes=None if request.time_budget is None else request.time_budget / 2,
+        minutes=_share_of_budget(request, built),
         checkpoint=checkpoint,
         resume=request.resume,
         log=request.log,
@@ -285,7 +285,7 @@ def _pretrained(
 
 
 def _distilled(
-    request: Request, built: Built, parts: _Parts, config: StudentConfig, checkpoint: Path | None
+    request: Request, built: Built, parts: _Parts, config: Distillation, checkpoint: Path | None
 ) -> tuple[Backbone, Pretraining]:
     """A student in place of the backbone, and how that went."""
     method = built.method
@@ -297,11 +297,18 @@ def _distilled(
         preprocessing=built.preprocessing,
         precision=built.precision,
         batch_size=request.batch_size,
-        minutes=request.time_budget,
+        minutes=_share_of_budget(request, built),
         checkpoint=checkpoint,
         resume=request.resume,
         progress=_told_as("student", request.progress),
     )
+
+
+def _share_of_budget(request: Request, built: Built) -> float | None:
+    """The minutes of a training: where the encoder learns and then the method, half of all each."""
+    minutes, config = request.time_budget, built.method.config
+    twice = config.learns_by_gradient and config.pretraining_config is not None
+    return minutes / 2 if minutes is not None and twice else minutes
 
 
 def _told_as(who: str, progress: Progress) -> Progress:
@@ -332,14 +339,11 @@ def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
             sources=[*stream.sources, *shown.sources],
             labels=[NORMAL] * good + [ANOMALOUS] * of_defects,
         )
-    minutes = request.time_budget
-    if minutes is not None and built.method.config.pretraining_config is not None:
-        minutes /= 2  # the other half was the pre-training's
     training, found = train(
         method,
         stream,
         seed=method.config.seed,
-        minutes=minutes,
+        minutes=_share_of_budget(request, built),
         checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
         resume=request.resume,
         identity={
