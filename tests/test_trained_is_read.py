@@ -47,7 +47,6 @@ TINY: dict[str, Any] = {
     "teacher_steps": 3,
     "teacher_batch_size": 4,
     "channels": 16,
-    "autoencoder_width": 4,
 }
 OURS: dict[str, tuple[int, ...]] = {"test_vit": (2, 4), "test_resnet": (1, 2)}
 

@@ -121,11 +121,14 @@ def check_pictures(count: int) -> None:
 
 
 def _divided(sources: Sequence[Any], config: Distillation) -> tuple[list[Any], list[Any]]:
-    """What it learns from, and what it is measured by; all tiles of a picture are on one side."""
+    """What it learns from, and what it is measured by; all tiles of a picture are on one side.
+    Of fewer than `FEWEST` pictures all are both."""
     groups: dict[int, list[Any]] = {}
     for source in sources:
         groups.setdefault(id(getattr(source, "picture", source)), []).append(source)
     pictures = list(groups.values())
+    if len(pictures) < FEWEST:  # too few to leave any out: what is said of them is worth less
+        return list(sources), [each[len(each) // 2] for each in pictures]
     count = min(max(2, round(config.held * len(pictures))), _MOST_HELD)
     held = {number * len(pictures) // count for number in range(count)}
     learned = [one for at, each in enumerate(pictures) if at not in held for one in each]

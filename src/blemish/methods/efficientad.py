@@ -77,7 +77,6 @@ class EfficientAD(MapMethod):
     Config = EfficientADConfig
     config: EfficientADConfig
     clip_norm = math.inf  # nothing is clipped, as published
-    minimum_images = 4  # one left out, and three to teach the teacher by
     mean: Tensor
     deviation: Tensor
     quantiles: Tensor

@@ -102,7 +102,8 @@ class Feed:
         """What a batch of `size` rows is drawn from: rows, and how many of them."""
         labels, count = self.labels, self.method.config.defects_among(size)
         fed = torch.ones(self.rows, dtype=torch.bool)
-        fed[self.left_out] = False
+        out = self.left_out
+        fed[out] = len(out) == self.rows
         if labels is not None and count is not None and not labels.all():
             normal, defects = ((labels == label) & fed for label in (NORMAL, ANOMALOUS))
             return [(normal.nonzero()[:, 0], size - count), (defects.nonzero()[:, 0], count)]
@@ -111,11 +112,12 @@ class Feed:
     @property
     def left_out(self) -> list[int]:
         """The rows that no batch has, those of some normal pictures, evenly from all
-        (`Schedule.left_out`); none where there is but one picture."""
+        (`Schedule.left_out`); where there is but one picture that one, which is then learned from
+        as well."""
         share, each = self.method.config.left_out, len(self.stream.copies)
         labels = self.labels
         normal = [at for at in range(self.rows // each) if labels is None or not labels[at * each]]
-        count = min(max(1, round(share * len(normal))), len(normal) - 1) if share else 0
+        count = max(1, round(share * len(normal))) if share and normal else 0
         chosen = [normal[number * len(normal) // count] for number in range(count)]
         return [at * each + copy for at in chosen for copy in range(each)]
 
