@@ -67,7 +67,8 @@ LINES = (
     Line("`guided`", "guided", {"pretraining": "none"}),
     Line("`guided` after APMask", "guided", {"pretraining": "apmask"}),
     Line("`agpnet`", "agpnet"),
-    *(Line(f"`{method}`", method) for method in ("dinomaly", "vitad", "simplenet", "rd4ad")),
+    *(Line(f"`{method}`", method) for method in ("dinomaly", "vitad", "uniad", "efficientad")),
+    *(Line(f"`{method}`", method) for method in ("simplenet", "rd4ad")),
     *(Line(f"`lda`, M = {count}", "lda", {}, count) for count in (0, 1, 10)),
     *(
         Line(f"{title}, M = {count}", "atacnet", {"network": network}, count)
