@@ -12,7 +12,7 @@ from blemish.backbones.cells import resampled
 from blemish.methods.decoder import Dropout
 
 if TYPE_CHECKING:
-    from blemish.methods.efficientad import EfficientADConfig
+    from blemish.methods.efficientad_config import EfficientADConfig
 
 Size = tuple[int, int]
 _DROPOUT = 0.2

@@ -127,12 +127,13 @@ class EfficientAD(MapMethod):
             taught_changed = self._normed(self.see(changed).tokens[0])
         foreign = scrambled(images, self.backbone.colours(images), self.config.grey)
         seen = self._laid(self.student, torch.cat([images, changed, foreign]))
-        first, second = seen.split(self.config.channels, dim=2)
+        first, second = seen.chunk(2, dim=2)
         plain, _, strange = first.chunk(3)
         coded = self._laid(self.autoencoder, changed)
         hard = hardest((taught - plain).square(), self.config.hard)
         whole = F.mse_loss(coded, taught_changed) + F.mse_loss(coded, second.chunk(3)[1])
-        return hard + self.config.penalty * strange.square().mean() + whole
+        loss: Tensor = hard + self.config.penalty * strange.square().mean() + whole
+        return loss
 
     @torch.no_grad()
     def measure_left_out(self, batches: Iterable[TrainingBatch]) -> None:
@@ -174,7 +175,7 @@ class EfficientAD(MapMethod):
         dtype = self.backbone.dtype
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
             seen, coded = self._laid(self.student, images), self._laid(self.autoencoder, images)
-        first, second = seen.split(self.config.channels, dim=2)
+        first, second = seen.chunk(2, dim=2)
         apart = (self._normed(taught.float()) - first, coded - second)
         student, autoencoder = (each.square().mean(2) for each in apart)
         return student, autoencoder

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blemish.backbones import Backbone, PdnBackbone
+from blemish.backbones import Backbone, Features, PdnBackbone
 from blemish.backbones.cells import resampled
 from blemish.backbones.pdn import OFFSET, description_network, map_side
 from blemish.config import Range
@@ -115,4 +115,5 @@ class Patches(Distilled):
         return (taught - self.mean) / self.deviation
 
     def _seen(self, images: Tensor) -> Tensor:
-        return self.backbone(images, self.layers).tokens[0][:, None]
+        found: Features = self.backbone(images, self.layers)
+        return found.tokens[0][:, None]
