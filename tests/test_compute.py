@@ -130,7 +130,19 @@ def test_the_flags_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["agpnet", "guided", "atacnet", "simplenet", "rd4ad", "dinomaly", "vitad", "dra", "draem"],
+    [
+        "agpnet",
+        "guided",
+        "atacnet",
+        "simplenet",
+        "rd4ad",
+        "dinomaly",
+        "vitad",
+        "uniad",
+        "efficientad",
+        "dra",
+        "draem",
+    ],
 )
 def test_a_training_ends_on_the_device_it_was_on(
     method: str, fitted: Callable[..., Detector]

@@ -40,7 +40,19 @@ pytestmark = [
 of_every_method = pytest.mark.parametrize("method", list(METHODS))
 of_the_trained = pytest.mark.parametrize(
     "method",
-    ["agpnet", "guided", "atacnet", "simplenet", "rd4ad", "dinomaly", "vitad", "dra", "draem"],
+    [
+        "agpnet",
+        "guided",
+        "atacnet",
+        "simplenet",
+        "rd4ad",
+        "dinomaly",
+        "vitad",
+        "uniad",
+        "efficientad",
+        "dra",
+        "draem",
+    ],
 )
 
 

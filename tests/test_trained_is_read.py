@@ -43,6 +43,10 @@ TINY: dict[str, Any] = {
     "width": 32,
     "heads": 4,
     "depth": 1,
+    # Of EfficientAD.
+    "teacher_steps": 3,
+    "teacher_batch_size": 4,
+    "channels": 16,
 }
 OURS: dict[str, tuple[int, ...]] = {"test_vit": (2, 4), "test_resnet": (1, 2)}
 

@@ -38,6 +38,7 @@ TINY: Mapping[str, Any] = {
 # `zoom`: guided scores pictures larger than it learns from, unless told otherwise.
 BRIEF: Mapping[str, Any] = {
     **{"epochs": 1, "min_steps": 2, "train_batch_size": 4},
+    **{"teacher_steps": 12, "teacher_batch_size": 4},
     **{"width": 32, "heads": 4, "depth": 1, "zoom": 1.0},
 }
 

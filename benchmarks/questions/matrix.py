@@ -41,7 +41,7 @@ UNLABELLED = (
     Line("`agpnet`", "agpnet"),
     *(
         Line(f"`{method}`", method)
-        for method in ("dinomaly", "vitad", "simplenet", "rd4ad", "draem")
+        for method in ("dinomaly", "vitad", "simplenet", "rd4ad", "uniad", "efficientad", "draem")
     ),
 )
 LINES = (

@@ -206,7 +206,8 @@ def test_the_manifest_says_everything_and_is_json(method: str, fitted: Fitted) -
     assert manifest["precision"] == "fp32"
     assert manifest["device"] == "cpu"
     assert manifest["seconds"] >= 0
-    assert manifest["backbone"]["weights"]["source"] == "random"
+    source = manifest["backbone"]["weights"]["source"]
+    assert source == ("pretrained:patches on random" if method == "efficientad" else "random")
     assert manifest["backbone"]["spec"]["timm_name"] == "test_vit"
     assert manifest["config"]["image_size"] == [64, 64]
     assert manifest["config"]["layers"] == [2, 4]

@@ -25,7 +25,7 @@ from blemish.report.galleries import _Embedding
 from blemish.types import Failure, Prediction, Sample
 
 METHODS = ["patchcore", "knn", "padim", "spade", "agpnet", "dinomaly", "vitad", "simplenet"]
-METHODS += ["atacnet", "dra", "draem", "lda", "guided"]
+METHODS += ["uniad", "efficientad", "atacnet", "dra", "draem", "lda", "guided"]
 HEIGHT, WIDTH = 150, 200
 TILE = {"tile": 64, "overlap": 0.25}
 

@@ -35,6 +35,8 @@ OTHERS = [
     "rd4ad",
     "dinomaly",
     "vitad",
+    "uniad",
+    "efficientad",
     "dra",
     "draem",
 ]
@@ -280,11 +282,13 @@ def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
         detector.within([[[0, 0], [0.2, 0], [0.2, 0.2]]])
 
 
-@pytest.mark.parametrize("method", ["atacnet", "agpnet", "vitad", "guided", "dra", "draem"])
+@pytest.mark.parametrize(
+    "method", ["atacnet", "agpnet", "vitad", "uniad", "guided", "dra", "draem"]
+)
 def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
     window = {"score_window": 0.1}
     more = {"guided": {"score": "class"}}
-    more |= dict.fromkeys(("agpnet", "vitad", "draem"), window)
+    more |= dict.fromkeys(("agpnet", "vitad", "uniad", "draem"), window)
     with pytest.raises(ConfigError, match=r"one of the whole picture, .* name them at fit"):
         fitted(method, **more.get(method, {})).within(ROI)
 

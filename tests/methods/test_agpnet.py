@@ -55,7 +55,8 @@ def test_targets_are_layer_norms_summed(groups: int, members: list[list[int]]) -
     for picture, group, place in np.ndindex(2, len(members), 12):
         for layer in members[group]:
             expected[picture, group, place] += layer_normed(tokens[layer - 1][picture, place])
-    got = method.targets([torch.from_numpy(layer).float() for layer in tokens], features.grids)
+    moved = tuple(torch.from_numpy(layer).float() for layer in tokens)
+    got = method.targets(replace(features, tokens=moved))
     assert got.dtype == torch.float32
     np.testing.assert_allclose(f64(got), expected, atol=1e-5)
 

@@ -274,7 +274,7 @@ def test_the_limit_of_the_gradients_grows_with_the_loss(backbone: str, channels:
 @pytest.mark.parametrize("loss", ["l2", "cosine"])
 def test_the_map_is_what_is_not_given_back(loss: str, groups: int) -> None:
     method = fitted(loss=loss, groups=groups)
-    got = method.anomaly_map(method.see(pictures(3)))
+    got = method.anomaly_map(method.see(pictures(3)), pictures(3))
     targets = f64(method.encode(pictures(3))["targets"])
     expected = distances(decoded(method, targets.sum(1))[0], targets, loss).mean(axis=1)
     assert got.dtype == torch.float32
@@ -286,7 +286,10 @@ def test_the_score_is_the_maximum_of_the_averaged_map(
     fraction: float, sides: tuple[int, int]
 ) -> None:
     method = fitted(score_window=fraction)
-    scores, raw = method.score(pictures()), f64(method.anomaly_map(method.see(pictures())))
+    scores, raw = (
+        method.score(pictures()),
+        f64(method.anomaly_map(method.see(pictures()), pictures())),
+    )
     for picture in range(2):
         plane = upsampled(raw[picture], HEIGHT // 4, WIDTH // 4)
         np.testing.assert_allclose(f64(scores.maps[picture]), plane, rtol=1e-4)
@@ -305,10 +308,10 @@ def test_low_precision_changes_little() -> None:
     config = replace(AGPNetConfig.paper(), **TINY)
     method = AGPNet(config, build("test_vit", weights="random", seed=3)).eval()
     method.end_training(1)
-    exact = method.anomaly_map(method.see(pictures()))
+    exact = method.anomaly_map(method.see(pictures()), pictures())
     method.backbone.to(torch.bfloat16)
     assert method.encode(pictures())["targets"].dtype == torch.bfloat16
-    rough = method.anomaly_map(method.see(pictures()))
+    rough = method.anomaly_map(method.see(pictures()), pictures())
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)

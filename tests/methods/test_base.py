@@ -11,12 +11,13 @@ import torch
 from naive import upsampled
 from scipy import ndimage
 
-from blemish.backbones import build
+from blemish.backbones import build, restore
 from blemish.errors import ArtifactError, ConfigError, NotFittedError
 from blemish.methods import METHODS, Method, MethodConfig, method_class
 from blemish.methods.base import highest, smooth, top_mean
 from blemish.methods.memory import KnnConfig, MemoryConfig, PatchCoreConfig
 from blemish.methods.padim import PadimConfig
+from blemish.methods.trained import MapMethod
 
 NAN = float("nan")
 
@@ -120,7 +121,10 @@ def test_state_goes_out_and_comes_back(method: Method) -> None:
     state = method.fitted_state()
     assert any(name.startswith("backbone.") for name in state)
     assert all(tensor.is_contiguous() for tensor in state.values())
-    fresh = type(method)(method.config, build("test_vit", weights="random", seed=9)).eval()
+    other_weights = build("test_vit", weights="random", seed=9)
+    if method.backbone.spec.patches:
+        other_weights = restore(method.backbone.spec, method.backbone.info)
+    fresh = type(method)(method.config, other_weights).eval()
     images = torch.randn(2, 3, 64, 64)
     with pytest.raises(NotFittedError, match=f"this {method.name} detector has not been fitted"):
         fresh.score(images)
@@ -149,7 +153,8 @@ def test_state_of_another_method_is_refused(method: Method, change: str) -> None
 @pytest.mark.parametrize("method", ["knn", "padim", "agpnet"], indirect=True)
 def test_score_finishes_the_raw_map(method: Any) -> None:
     images = torch.randn(2, 3, 64, 64)
-    raw, scores = method.anomaly_map(method.see(images)), method.score(images)
+    more = (images,) if isinstance(method, MapMethod) else ()
+    raw, scores = method.anomaly_map(method.see(images), *more), method.score(images)
     assert raw.shape == (2, 4, 4)
     assert scores.maps.shape == (2, 16, 16)  # a quarter of the input's sides
     assert scores.maps.dtype == scores.image.dtype == torch.float32

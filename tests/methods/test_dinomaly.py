@@ -168,7 +168,7 @@ def test_the_parameters_after_one_step() -> None:
 def test_the_map_and_the_score() -> None:
     method = dinomaly(smoothing=0.0, top_fraction=0.25)
     method.end_training(1)
-    got = method.anomaly_map(method.see(pictures(3)))
+    got = method.anomaly_map(method.see(pictures(3)), pictures(3))
     expected = distances(*decoded(method, layers_of(method, pictures(3))))
     np.testing.assert_allclose(f64(got), expected, rtol=1e-3)
     scores = method.score(pictures(3))

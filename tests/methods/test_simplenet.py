@@ -120,7 +120,7 @@ def test_the_map_is_the_negative_of_the_discriminator() -> None:
             weights["discriminator.norm.running_mean"],
             weights["discriminator.norm.running_var"],
         )
-    got = method.anomaly_map(method.see(pictures(3)))
+    got = method.anomaly_map(method.see(pictures(3)), pictures(3))
     assert got.shape == (3, *GRID)
     assert got.dtype == torch.float32
     np.testing.assert_allclose(f64(got).reshape(3, 12), expected, rtol=1e-3, atol=1e-5)

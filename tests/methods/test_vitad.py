@@ -139,7 +139,9 @@ def test_the_map_and_the_score(smoothing: float) -> None:
     method = vitad(smoothing=smoothing, score_window=0.25)
     method.end_training(1)
     raw = distances(*decoded(method, pictures(), AFTER))
-    np.testing.assert_allclose(f64(method.anomaly_map(method.see(pictures()))), raw, rtol=1e-3)
+    np.testing.assert_allclose(
+        f64(method.anomaly_map(method.see(pictures()), pictures())), raw, rtol=1e-3
+    )
     scores = method.score(pictures())
     for picture in range(2):
         plane = f64(scores.maps[picture])  # smoothed, of which the score is made

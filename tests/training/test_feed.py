@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,40 @@ def test_an_interrupted_training_goes_on_with_the_same_rows(tmp_path: Path) -> N
     assert stopped.seen + rest.seen == whole.seen
     assert stopped.labels + rest.labels == whole.labels
     assert torch.equal(rest.learned.weight, whole.learned.weight)
+
+
+class Measured(Toy):
+    """It notes what it is measured by."""
+
+    def measure_left_out(self, batches: Any) -> None:
+        self.measured = [float(one) for batch in batches for one in batch.features["brightness"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeavingOut(ToyConfig):
+    @property
+    def left_out(self) -> float:
+        return 0.25
+
+
+@pytest.mark.parametrize("limit", [PLENTY, 0])
+@pytest.mark.parametrize("labels", [[0] * 8, [0, 0, 1, 0, 0, 0, 1, 0, 0, 0]])
+def test_what_is_left_out_is_never_fed(labels: list[int], limit: float) -> None:
+    stream = stream_of(pictures(len(labels)), labels=labels, rotations=2)
+    feed = read(Toy(LeavingOut()), stream, limit=limit, progress=silent)
+    assert feed.left_out == ([0, 1, 8, 9] if sum(labels) == 0 else [0, 1, 10, 11])
+    known = brightness_of(stream)
+    fed = {row for batch in seen(feed, 4, 40) for row in rows_of(batch, known)}
+    assert not fed & {row for row in feed.left_out if known[row] not in known[:row]}
+    own = [row for batch in feed.left_out_batches(3) for row in rows_of(batch, known)]
+    assert [known[row] for row in own] == [known[row] for row in feed.left_out]
+
+
+@pytest.mark.parametrize(("count", "fed", "measured"), [(1, 1, 1), (2, 1, 1), (8, 6, 2)])
+def test_a_method_is_measured_by_what_is_left_out(count: int, fed: int, measured: int) -> None:
+    method = Measured(LeavingOut())
+    stream = stream_of(pictures(count))
+    train(method, stream, seed=0, identity={})
+    assert len(method.measured) == measured
+    feed = read(Toy(LeavingOut()), stream, limit=PLENTY, progress=silent)
+    assert feed.of_an_epoch(1)[0] == fed

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from blemish.backbones.base import Backbone, Features
     from blemish.backbones.building import SPECS, build, hollow, restore, spec_of
     from blemish.backbones.cnn import CnnBackbone
+    from blemish.backbones.pdn import PdnBackbone
     from blemish.backbones.spec import BackboneSpec, WeightsInfo
     from blemish.backbones.vit import VitBackbone
 
-__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "VitBackbone"]
-__all__ += ["WeightsInfo", "build", "hollow", "restore", "spec_of"]
+__all__ = ["SPECS", "Backbone", "BackboneSpec", "CnnBackbone", "Features", "PdnBackbone"]
+__all__ += ["VitBackbone", "WeightsInfo", "build", "hollow", "restore", "spec_of"]
 
 if not TYPE_CHECKING:
     _HOMES = {
@@ -32,6 +33,7 @@ if not TYPE_CHECKING:
         "restore": "blemish.backbones.building",
         "spec_of": "blemish.backbones.building",
         "CnnBackbone": "blemish.backbones.cnn",
+        "PdnBackbone": "blemish.backbones.pdn",
         "BackboneSpec": "blemish.backbones.spec",
         "WeightsInfo": "blemish.backbones.spec",
         "VitBackbone": "blemish.backbones.vit",

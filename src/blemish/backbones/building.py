@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from blemish.backbones.base import Backbone
 from blemish.backbones.cnn import CnnBackbone
+from blemish.backbones.pdn import PdnBackbone, description_network
 from blemish.backbones.spec import BackboneSpec, WeightsInfo
 from blemish.backbones.vit import VitBackbone
 from blemish.backbones.weights import resolve
@@ -164,6 +165,8 @@ def restore(spec: BackboneSpec, info: WeightsInfo) -> Backbone:
 def _create(spec: BackboneSpec) -> nn.Module:
     if not timm.is_model(spec.timm_name.split(".")[0]):
         raise ConfigError(f"timm_name: {spec.timm_name!r} is no model that timm has")
+    if spec.patches:
+        return description_network(*spec.patches)
     if spec.kind != _kind(spec.timm_name):
         raise ConfigError(f"kind: {spec.timm_name} is a {_kind(spec.timm_name)}, not a {spec.kind}")
     options = {"dynamic_img_size": True} if spec.kind == "vit" else {}
@@ -193,8 +196,10 @@ def chosen_blocks(model: Any, numbers: Sequence[int]) -> nn.Module:
 
 def _wrap(spec: BackboneSpec, model: nn.Module, info: WeightsInfo) -> Backbone:
     pyramid = hasattr(model, "forward_intermediates") and hasattr(model, "feature_info")
-    if spec.kind == "vit":
-        backbone: Backbone = VitBackbone(spec, model, info)
+    if spec.patches:
+        backbone: Backbone = PdnBackbone(spec, model, info)
+    elif spec.kind == "vit":
+        backbone = VitBackbone(spec, model, info)
     elif pyramid and not hasattr(model, "patch_embed"):
         backbone = CnnBackbone(spec, model, info)
     else:

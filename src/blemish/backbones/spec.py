@@ -29,6 +29,8 @@ class BackboneSpec:
         mean, std: normalisation of the input, three floats each; () = what timm says.
         blocks: of a student, which of the architecture's blocks it has, ascending, counted from 1;
             () = all of them. Layers keep the numbers that they have in the whole architecture.
+        patches: of a patch description network (`pdn`), its width and how many channels it gives;
+            () = it is none. `layers` are then those of the architecture that it was taught.
         offsets: of a CNN with its weights: how far right of and below the middle of its cell lies
             what a cell of each layer sees, in cells; () = not known, as in artifacts of before it
             was measured, and taken for 0.
@@ -48,6 +50,9 @@ class BackboneSpec:
     std: Annotated[tuple[Annotated[float, Range(1e-3, 1)], ...], Length(most=3)] = ()
     offsets: Annotated[tuple[Annotated[float, Range(-64, 64)], ...], Length(most=8)] = ()
     blocks: Layers = field(default=(), metadata={NEW: True})
+    patches: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], Length(most=2)] = field(
+        default=(), metadata={NEW: True}
+    )
 
     def __post_init__(self) -> None:
         config.check(self)
@@ -56,6 +61,12 @@ class BackboneSpec:
                 raise ConfigError(f"{name}: none or three numbers are needed, got {len(given)}")
         if self.blocks and (self.kind != "vit" or list(self.blocks) != sorted(self.blocks)):
             raise ConfigError(f"blocks: ascending numbers, of a ViT, are needed, got {self.blocks}")
+        told = len(self.patches) == 2 and self.kind == "cnn" and self.layers and not self.blocks
+        if self.patches and not told:
+            raise ConfigError(
+                "patches: two numbers are needed, of a CNN, with the layers that were taught, got "
+                f"{self.patches}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

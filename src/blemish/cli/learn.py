@@ -162,7 +162,7 @@ def fit(
     """Learn from pictures of good parts and write an artifact."""
     require("torch", "timm", purpose="learn a detector")
     chosen, learn, kept = _to_learn(dict(locals()))
-    log = _log(output) if chosen.pretraining_config else None
+    log = _log(output) if chosen.logs_pretraining else None
     sheet = _to_draw(_sheet(output)) if foreground == "auto" else None
     detector = _learned(output, partial(learn, log=log), log=log, checkpoints=kept)
     if detector is None:

@@ -20,7 +20,7 @@ from blemish.detector.learned import check_foreground
 from blemish.detector.predict import BATCH_SIZE
 from blemish.detector.request import Request
 from blemish.methods import Method
-from blemish.methods.student import blocks_of
+from blemish.methods.student import StudentConfig, blocks_of
 from blemish.training import distributed
 from blemish.types import Failure
 
@@ -72,7 +72,7 @@ def build_method(request: Request, good: Pictures, defects: Pictures) -> Built:
         tiling, why = chosen(good, defects, preprocessing, request.share_in_common)
         preprocessing = dataclasses.replace(preprocessing, tiling=tiling)
     method = request.kind(config, backbone)
-    if request.distillation is not None:
+    if isinstance(request.distillation, StudentConfig):
         blocks_of(backbone, method.layers, request.distillation)
     method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
     if request.foreground == "auto":

@@ -1,5 +1,6 @@
-"""The student of a fit: an encoder of fewer blocks, distilled on the good pictures kept to learn
-from (`methods.student`); its run, how well it agrees with its teacher, and what the artifact says.
+"""The student of a fit: a smaller encoder, distilled on the good pictures kept to learn from
+(`methods.student`, `methods.patches`); its run, how well it agrees with its teacher, and what the
+artifact says.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from blemish.data.transforms import Preprocessing
 from blemish.detector.manifest import Pretraining
 from blemish.detector.pretrain import digest_of, tensors_of
 from blemish.errors import CollapseError, DataError
-from blemish.methods.student import Student, StudentConfig
+from blemish.methods.patches import Patches, PatchesConfig
+from blemish.methods.student import Distillation, Distilled, Student, StudentConfig
 from blemish.training import train
 from blemish.training.budget import Budget
 from blemish.types import Progress
@@ -32,7 +34,7 @@ def distilled(
     teacher: Backbone,
     layers: Sequence[int],
     sources: Sequence[Any],
-    config: StudentConfig,
+    config: Distillation,
     *,
     preprocessing: Preprocessing,
     precision: torch.dtype,
@@ -53,7 +55,7 @@ def distilled(
     Raises: ConfigError for a backbone that can have no student; DataError where no picture can be
         read; CollapseError where it does not see what its teacher sees.
     """
-    learner = Student(config, teacher, layers).to(teacher.device)
+    learner = learner_of(config, teacher, layers).to(teacher.device)
     learner.set_precision(precision)
     learned, held = _divided(sources, config)
     learner.held = _held(held, preprocessing)
@@ -72,14 +74,15 @@ def distilled(
             **description,
             "preprocessing": configs.to_dict(preprocessing),
             "weights": teacher.info.sha256,
-            "blocks": list(learner.backbone.blocks),
+            "blocks": list(learner.backbone.spec.blocks),
         },
         budget=budget,
         checkpoint=checkpoint,
         resume=resume,
         progress=progress,
     )
-    check_agreement(training.findings)
+    if isinstance(config, StudentConfig):
+        check_agreement(training.findings)
     student = learner.backbone.eval().requires_grad_(False)
     before = teacher.info
     student.info = WeightsInfo(
@@ -88,6 +91,14 @@ def distilled(
         licence=before.licence,
     )
     return student, Pretraining(**description, weights=before, training=training)
+
+
+def learner_of(config: Distillation, teacher: Backbone, layers: Sequence[int]) -> Distilled:
+    """The student that is to be made. Raises: ConfigError for a backbone that can have none."""
+    if isinstance(config, PatchesConfig):
+        return Patches(config, teacher, layers)
+    assert isinstance(config, StudentConfig)
+    return Student(config, teacher, layers)
 
 
 def check_agreement(findings: Mapping[str, float]) -> None:
@@ -110,12 +121,15 @@ def check_pictures(count: int) -> None:
         )
 
 
-def _divided(sources: Sequence[Any], config: StudentConfig) -> tuple[list[Any], list[Any]]:
-    """What it learns from, and what it is measured by; all tiles of a picture are on one side."""
+def _divided(sources: Sequence[Any], config: Distillation) -> tuple[list[Any], list[Any]]:
+    """What it learns from, and what it is measured by; all tiles of a picture are on one side.
+    Of fewer than `FEWEST` pictures all are both."""
     groups: dict[int, list[Any]] = {}
     for source in sources:
         groups.setdefault(id(getattr(source, "picture", source)), []).append(source)
     pictures = list(groups.values())
+    if len(pictures) < FEWEST:  # too few to leave any out: what is said of them is worth less
+        return list(sources), [each[len(each) // 2] for each in pictures]
     count = min(max(2, round(config.held * len(pictures))), _MOST_HELD)
     held = {number * len(pictures) // count for number in range(count)}
     learned = [one for at, each in enumerate(pictures) if at not in held for one in each]

@@ -47,10 +47,11 @@ from blemish.methods import Method, MethodConfig
 from blemish.methods.capabilities import LearnsDefects, LeavesOneOut, Summarises
 from blemish.methods.foreground import Foreground
 from blemish.methods.selfsupervised import SelfSupervisedConfig
-from blemish.methods.student import StudentConfig
+from blemish.methods.student import Distillation, StudentConfig
 from blemish.methods.telling import PICTURES, foreground_of
 from blemish.methods.trained import TrainedMethod
 from blemish.training import Training, distributed, train
+from blemish.training.budget import Budget
 from blemish.training.checkpoint import check_free
 from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
@@ -209,7 +210,7 @@ def _divided(request: Request, built: Built, good: Pictures, defects: Pictures) 
             f"{len(kept.sources)}"
             + (f" ({len(held.sources)} held out for the threshold)" if held.sources else "")
         )
-    if request.distillation is not None:
+    if isinstance(request.distillation, StudentConfig):
         check_pictures(len(kept.sources))
     if plan.method is not None and request.false_alarm_rate is not None:
         # Said now, not after the work.
@@ -249,9 +250,9 @@ def _pretrain(request: Request, built: Built, parts: _Parts) -> tuple[Built, Pre
     for file in files:
         if file is not None and not request.resume:
             check_free(file)
-    config = built.method.config.pretraining_config
-    if request.distillation is not None:
-        backbone, record = _distilled(request, built, parts, request.distillation, files[1])
+    config = request.distillation or built.method.config.pretraining_config
+    if isinstance(config, Distillation):
+        backbone, record = _distilled(request, built, parts, config, files[1])
     elif config is None:
         return built, None
     else:
@@ -277,7 +278,7 @@ def _pretrained(
         area=request.area,
         resize=request.resize,
         precision=built.precision,
-        budget=request.budget.half(),
+        budget=_share_of_budget(request, built),
         checkpoint=checkpoint,
         resume=request.resume,
         log=request.log,
@@ -287,7 +288,7 @@ def _pretrained(
 
 
 def _distilled(
-    request: Request, built: Built, parts: _Parts, config: StudentConfig, checkpoint: Path | None
+    request: Request, built: Built, parts: _Parts, config: Distillation, checkpoint: Path | None
 ) -> tuple[Backbone, Pretraining]:
     """A student in place of the backbone, and how that went."""
     method = built.method
@@ -299,11 +300,18 @@ def _distilled(
         preprocessing=built.preprocessing,
         precision=built.precision,
         batch_size=request.batch_size,
-        budget=request.budget,
+        budget=_share_of_budget(request, built),
         checkpoint=checkpoint,
         resume=request.resume,
         progress=_told_as("student", request.progress),
     )
+
+
+def _share_of_budget(request: Request, built: Built) -> Budget:
+    """That of a training: where the encoder learns and then the method, half of all each."""
+    config = built.method.config
+    twice = config.learns_by_gradient and config.pretraining_config is not None
+    return request.budget.half() if twice else request.budget
 
 
 def _told_as(who: str, progress: Progress) -> Progress:
@@ -334,12 +342,11 @@ def _train(request: Request, built: Built, parts: _Parts) -> _Outcome | None:
             sources=[*stream.sources, *shown.sources],
             labels=[NORMAL] * good + [ANOMALOUS] * of_defects,
         )
-    pretrained_first = built.method.config.pretraining_config is not None
     training, found = train(
         method,
         stream,
         seed=method.config.seed,
-        budget=request.budget.half() if pretrained_first else request.budget,
+        budget=_share_of_budget(request, built),
         checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
         resume=request.resume,
         identity={

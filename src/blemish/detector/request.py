@@ -18,7 +18,7 @@ from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
 from blemish.methods import Method, MethodConfig, method_class
-from blemish.methods.student import StudentConfig
+from blemish.methods.student import Distillation, StudentConfig
 from blemish.training.budget import Budget
 from blemish.types import Progress
 
@@ -237,7 +237,7 @@ class Request:
         instead = "the input takes the shape of the pictures; choose pad or crop"
         if self.chosen.needs_squares:
             raise ConfigError(f"resize fit: `scales` are sides of squares, and {instead}")
-        if self.chosen.pretraining_config is not None:
+        if self.chosen.logs_pretraining:
             raise ConfigError(f"resize fit: `pretraining` looks at squares, and {instead}")
 
     def _check_foreground(self) -> None:
@@ -293,14 +293,16 @@ class Request:
         return chosen if self.seed is None else dataclasses.replace(chosen, seed=self.seed)
 
     @property
-    def distillation(self) -> StudentConfig | None:
-        """How a student is made, where one is: as the size of the input and the method's seed have
-        it, unless all of it is given."""
+    def distillation(self) -> Distillation | None:
+        """How a student is made, where one is: as the method has it, or as the size of the input
+        and the method's seed have it, unless all of it is given."""
         if isinstance(self.student, StudentConfig):
             return self.student
+        if not self.student:
+            own = self.chosen.pretraining_config
+            return own if isinstance(own, Distillation) else None
         height, width = self.chosen.height_width
-        made = StudentConfig.for_input(height, width, seed=self.chosen.seed)
-        return made if self.student else None
+        return StudentConfig.for_input(height, width, seed=self.chosen.seed)
 
     @property
     def budget(self) -> Budget:

@@ -234,18 +234,20 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q kᵀ · scale) v of … L T d. PyTorch's own translation takes four axes only."""
+    """softmax(q kᵀ · scale + mask) v of … L T d. PyTorch's own takes four axes only."""
     import onnxscript
 
     op: Any = onnxscript.opset20
-    assert attn_mask is None
     assert not is_causal
     assert not enable_gqa
     axes = len(query.shape)
     swapped = [*range(axes - 2), axes - 1, axes - 2]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     factor = op.CastLike(op.Constant(value_float=float(factor)), query)
-    weights = op.Softmax(op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=swapped)), axis=-1)
+    logits = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=swapped))
+    if attn_mask is not None:
+        logits = op.Add(logits, attn_mask)
+    weights = op.Softmax(logits, axis=-1)
     return op.MatMul(weights, value)
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -37,7 +36,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone, Features
-from blemish.backbones.cells import resampled
 from blemish.config import Fraction, FractionBelow1, Layers, NotNegative, Positive, Range
 from blemish.errors import ConfigError
 from blemish.losses.cosine import cosine_distance
@@ -45,15 +43,13 @@ from blemish.losses.loose import hard_weights
 from blemish.methods.decoder import Decoder
 from blemish.methods.guidance import normalise, sharpness, shuffled
 from blemish.methods.learner import TrainingBatch, follow
-from blemish.methods.reconstruction import Reconstruction, grouped
-from blemish.methods.trained import TrainedConfig
-from blemish.types import Scores
+from blemish.methods.reconstruction import Windowed, WindowedConfig, grouped, on_coarsest
 
 Noise = Literal["none", "random", "attention", "shuffled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AGPNetConfig(TrainedConfig):
+class AGPNetConfig(WindowedConfig):
     """Settings of AGPNet; the defaults are `best`.
 
     Attributes:
@@ -85,10 +81,6 @@ class AGPNetConfig(TrainedConfig):
             (eq. 3), or the decoder itself.
         ema_decay, ema_every: of that average, and the steps between updates. None = it spans a
             twentieth of the run.
-        schedule: of the learning rate: "step" (a tenth after 2/5 of the run) or "cosine" (to a
-            tenth, after a warm-up).
-        score_window: the image score is the maximum of the map averaged over a square of this
-            fraction of the side; 0 = the mean of the `top_fraction`.
     """
 
     layers: Layers = ()
@@ -119,8 +111,6 @@ class AGPNetConfig(TrainedConfig):
     mean_teacher: bool = True
     ema_decay: FractionBelow1 | None = None
     ema_every: Annotated[int, Range(1, 2**31)] = 10
-    schedule: Literal["step", "cosine"] = "cosine"
-    score_window: FractionBelow1 = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,7 +150,7 @@ class AGPNetConfig(TrainedConfig):
         )
 
 
-class AGPNet(Reconstruction):
+class AGPNet(Windowed):
     """Encoder, decoder and, while training, the teacher."""
 
     name = "agpnet"
@@ -169,12 +159,13 @@ class AGPNet(Reconstruction):
     Config = AGPNetConfig
     config: AGPNetConfig
     decoder: Decoder
+    averages_smoothed = False
+    steps_down = 0.4
 
     def __init__(self, config: AGPNetConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         probe = self.trained_on()
         self.grid: tuple[int, int] = min(probe.grids)
-        self._offsets = dict(zip(probe.grids, probe.offsets, strict=True))
         widths = [tokens.shape[2] for tokens in probe.tokens]
         dim, self.groups = widths[0], min(config.groups, len(widths))
         if backbone.spec.kind == "cnn":
@@ -188,11 +179,11 @@ class AGPNet(Reconstruction):
 
     # What the encoder gives
 
-    def targets(self, tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Tensor:
-        """Eq. 1 of layers B N D each, by groups: float32 B G N D."""
-        normed = [F.layer_norm(layer, layer.shape[-1:]) for layer in tokens]
+    def targets(self, features: Features) -> Tensor:
+        """Eq. 1 of the layers of `features`, by groups: float32 B G N D."""
+        normed = [F.layer_norm(layer, layer.shape[-1:]) for layer in features.tokens]
         if self.backbone.spec.kind == "cnn":
-            return torch.cat(self._on_grid(normed, grids), 2)[:, None]
+            return torch.cat(on_coarsest(features, normed), 2)[:, None]
         return grouped(normed, self.groups)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
@@ -200,27 +191,15 @@ class AGPNet(Reconstruction):
         wanted = self._guided and self.config.attention != "learned"
         rows = self.layers if wanted and self.backbone.spec.kind == "vit" else ()
         features = self.backbone(images, self.layers, attention=rows)
-        targets = self.targets(features.tokens, features.grids)
+        targets = self.targets(features)
         encoded = {"targets": targets.to(self.backbone.dtype)}
         if rows:
             encoded["prior"] = features.looked_at()
         elif wanted:
             squared = [layer.square().mean(2, keepdim=True) for layer in features.tokens]
-            squared = self._on_grid(squared, features.grids)
+            squared = on_coarsest(features, squared)
             encoded["prior"] = torch.stack([normalise(layer[:, :, 0]) for layer in squared]).mean(0)
         return encoded
-
-    def _on_grid(self, layers: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Layers B N D each, brought to the grid of the coarsest."""
-        onto, brought = self._offsets[self.grid], []
-        for layer, grid in zip(layers, grids, strict=True):
-            if grid != self.grid:
-                maps = layer.transpose(1, 2).reshape(layer.shape[0], -1, *grid)
-                offset = self._offsets[grid]
-                maps = resampled(maps, self.grid, offset=offset, onto=onto, antialias=True)
-                layer = maps.flatten(2).transpose(1, 2)
-            brought.append(layer)
-        return brought
 
     # Training
 
@@ -239,14 +218,9 @@ class AGPNet(Reconstruction):
         if self._guided and self.config.attention != "prior" and self.config.mean_teacher:
             self.teacher = copy.deepcopy(self.decoder).requires_grad_(False)
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        rate, decay = self.config.learning_rate, self.config.weight_decay
-        # Fused: with two pictures a step, the other kind takes a tenth of the step on a CPU.
-        return torch.optim.AdamW(self.decoder.parameters(), lr=rate, weight_decay=decay, fused=True)
-
     def learning_rate_factor(self, fraction: float) -> float:
         if self.config.schedule == "step":
-            return 1.0 if fraction < 0.4 else 0.1
+            return super().learning_rate_factor(fraction)
         warm = min(1.0, (fraction + 1e-3) / 0.03)
         return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * fraction)))
 
@@ -265,7 +239,7 @@ class AGPNet(Reconstruction):
         assert batch.images is not None
         with torch.no_grad():
             seen = self.backbone(self._noisy_images(batch.images, guide, fraction), self.layers)
-            noisy = self.targets(seen.tokens, seen.grids).sum(1)
+            noisy = self.targets(seen).sum(1)
         given = self.decoder(self._perturbed(noisy, guide, fraction))
         return (loss + self.loss(given, targets, fraction)) / 2
 
@@ -355,27 +329,16 @@ class AGPNet(Reconstruction):
 
     # Scoring
 
-    def anomaly_map(self, features: Features) -> Tensor:
+    def anomaly_map(self, features: Features, images: Tensor) -> Tensor:
         """Eq. 8: the distance between what goes into the decoder and what comes out, B h w."""
-        self._require(self.steps)
         own = features.layers(slice(len(self.layers)))
-        targets = self.targets(own.tokens, own.grids)
+        targets = self.targets(own)
         given = self.reconstructed(targets.sum(1))
         if self.config.loss == "l2":
             distance: Tensor = (targets - given).square().sum(-1).sqrt()
         else:
             distance = 1 - F.cosine_similarity(given, targets, dim=-1)
         return distance.mean(1).reshape(targets.shape[0], *self.grid)
-
-    @property
-    def scores_by_map(self) -> bool:
-        return self.config.score_window == 0
-
-    def judge(self, features: Features, images: Tensor) -> Scores:
-        raw = self.anomaly_map(features)
-        if self.config.score_window == 0:
-            return self._finish(raw, images)
-        return self._windowed(raw, images, self.config.score_window, smoothed=False)
 
 
 def _spread(features: Tensor) -> Tensor:

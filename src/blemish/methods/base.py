@@ -23,9 +23,11 @@ from blemish.methods.compression import Compression
 from blemish.methods.embedding import join
 from blemish.methods.selfsupervised import SelfSupervisedConfig
 from blemish.methods.stored import Stored, check_tensors, weight
+from blemish.methods.student import Distillation
 from blemish.types import Batch, Progress, Scores
 
 LARGEST_BANK = 2**24  # features of a memory bank
+EncoderConfig = SelfSupervisedConfig | Distillation
 Pooling = Annotated[int, Range(1, 255, odd=True)]
 
 
@@ -75,9 +77,15 @@ class MethodConfig:
         return self
 
     @property
-    def pretraining_config(self) -> SelfSupervisedConfig | None:
-        """How the backbone is trained further on the same pictures, before the method is built."""
+    def pretraining_config(self) -> EncoderConfig | None:
+        """How the backbone is trained further on the same pictures, or a smaller encoder distilled
+        from it, before the method is built."""
         return None
+
+    @property
+    def logs_pretraining(self) -> bool:
+        """Whether the backbone is trained further, a run that keeps a log."""
+        return isinstance(self.pretraining_config, SelfSupervisedConfig)
 
     @property
     def needs_squares(self) -> bool:

@@ -50,7 +50,6 @@ from blemish.methods.learner import TrainingBatch, warm_up_then_cosine
 from blemish.methods.reconstruction import Reconstruction, grouped, require_vit
 from blemish.methods.stable_adamw import StableAdamW
 from blemish.methods.trained import TrainedConfig
-from blemish.types import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,17 +136,13 @@ class Dinomaly(Reconstruction):
         """The mean over all layers, of the sums of groups B G N D: B N D."""
         return targets.sum(1) / len(self.layers)
 
-    def anomaly_map(self, features: Features) -> Tensor:
+    def anomaly_map(self, features: Features, images: Tensor) -> Tensor:
         """The mean over groups of the cosine distance: B h w."""
-        self._require(self.steps)
         own = features.layers(slice(len(self.layers)))
         targets = grouped(own.tokens, self.groups)
         given = self.reconstructed(self._shown(targets))
         distance = 1 - F.cosine_similarity(given, targets, dim=-1)
         return distance.mean(1).reshape(targets.shape[0], *own.grids[0])
-
-    def judge(self, features: Features, images: Tensor) -> Scores:
-        return self._finish(self.anomaly_map(features), images)
 
 
 class NoisyDecoder(nn.Module):

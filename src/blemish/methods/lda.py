@@ -43,9 +43,8 @@ from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import averaged, resampled
 from blemish.config import Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
-from blemish.methods.base import Method, MethodConfig, map_size, reported, shown
+from blemish.methods.base import EncoderConfig, Method, MethodConfig, map_size, reported, shown
 from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut, Refines, Summarises
-from blemish.methods.selfsupervised import SelfSupervisedConfig
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Batch, Progress, Scores
@@ -110,7 +109,7 @@ class LdaConfig(MethodConfig):
         return replace(self, normality_settings=(*self.normality_settings, *changed))
 
     @property
-    def pretraining_config(self) -> SelfSupervisedConfig | None:
+    def pretraining_config(self) -> EncoderConfig | None:
         return self.normality_config.pretraining_config
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -47,6 +47,12 @@ class Schedule:
     def encoder_learns(self) -> bool:
         """Whether anything of the encoder is trained."""
         return False
+
+    @property
+    def left_out(self) -> float:
+        """The share of the normal pictures that no step is fed with, in [0, 1): by them what was
+        learned is measured (`Learner.measure_left_out`)."""
+        return 0.0
 
     def defects_among(self, size: int) -> int | None:
         """How many of the `size` rows of every batch are labelled defects, where there are any;
@@ -163,6 +169,11 @@ class Learner(nn.Module):
         `end_training`.
         """
         return {}
+
+    def measure_left_out(self, batches: Iterable[TrainingBatch]) -> None:
+        """Learn from the pictures that were left out (`Schedule.left_out`) what only such can tell.
+        Called once, after the last step, where there are any; without gradient.
+        """
 
     @abstractmethod
     def end_training(self, steps: int) -> None:

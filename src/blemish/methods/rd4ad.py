@@ -38,9 +38,7 @@ from blemish.config import Length, NotNegative, Positive, Range
 from blemish.losses.cosine import cosine_distance
 from blemish.methods.learner import TrainingBatch, share_statistics
 from blemish.methods.mirror import Student
-from blemish.methods.stored import Stored, numbers
-from blemish.methods.trained import TrainedConfig, TrainedMethod
-from blemish.types import Scores
+from blemish.methods.trained import MapMethod, TrainedConfig
 
 Blocks = Annotated[tuple[Annotated[int, Range(1, 64)], ...], Length(1, 64)]
 
@@ -89,7 +87,7 @@ class RD4ADConfig(TrainedConfig):
         )
 
 
-class RD4AD(TrainedMethod):
+class RD4AD(MapMethod):
     """Teacher, embedding and student."""
 
     name = "rd4ad"
@@ -98,13 +96,11 @@ class RD4AD(TrainedMethod):
     Config = RD4ADConfig
     config: RD4ADConfig
     clip_norm = math.inf  # nothing is clipped, as published
-    steps: Tensor
 
     def __init__(self, config: RD4ADConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.layers = tuple(sorted(self.layers))
-        self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
-        probe = backbone.shapes(*backbone.round_size(*config.height_width), self.layers)
+        probe = self.trained_on()
         widths = [tokens.shape[2] for tokens in probe.tokens]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -126,9 +122,6 @@ class RD4AD(TrainedMethod):
         stages = self.stages(self.see(images))
         return {str(number): stage.to(self.backbone.dtype) for number, stage in enumerate(stages)}
 
-    def start_training(self, sample: TrainingBatch) -> None:
-        """There is nothing to make: it starts from random weights."""
-
     def optimizer(self) -> torch.optim.Optimizer:
         rate, decay = self.config.learning_rate, self.config.weight_decay
         learned = self.student.parameters()
@@ -144,16 +137,8 @@ class RD4AD(TrainedMethod):
     def after_step(self, step: int, steps: int) -> None:
         share_statistics(self.student)
 
-    def end_training(self, steps: int) -> None:
-        self.student.requires_grad_(False)
-        self.steps = self.steps.new_tensor([steps])
-
-    def learned_tensors(self) -> dict[str, Stored]:
-        return {"steps": numbers(1, low=1)}
-
     def anomaly_map(self, features: Features, images: Tensor) -> Tensor:
         """Eq. 4 on the grid of the finest stage: the sum of the distances of all, B h w."""
-        self._require(self.steps)
         stages = self.stages(features)
         grid, onto = features.grids[0], features.offsets[0]
         total = images.new_zeros(images.shape[0], 1, *grid)
@@ -162,6 +147,3 @@ class RD4AD(TrainedMethod):
             apart = self._extended(1 - F.cosine_similarity(given, wanted), images)
             total = total + resampled(apart[:, None], grid, offset=offset, onto=onto)
         return total[:, 0]
-
-    def judge(self, features: Features, images: Tensor) -> Scores:
-        return self._finish(self.anomaly_map(features, images), images)

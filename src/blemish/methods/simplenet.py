@@ -36,9 +36,7 @@ from blemish.config import NotNegative, Positive, Range
 from blemish.methods.base import Pooling
 from blemish.methods.embedding import join
 from blemish.methods.learner import TrainingBatch, share_statistics
-from blemish.methods.stored import Stored, numbers
-from blemish.methods.trained import TrainedConfig, TrainedMethod
-from blemish.types import Scores
+from blemish.methods.trained import MapMethod, TrainedConfig
 
 _SLOPE = 0.2  # of the leaky ReLU below 0
 
@@ -102,7 +100,7 @@ class Discriminator(nn.Module):
         return cast(Tensor, self.outward(inner)[:, 0])
 
 
-class SimpleNet(TrainedMethod):
+class SimpleNet(MapMethod):
     """Encoder, adaptor and discriminator."""
 
     name = "simplenet"
@@ -111,13 +109,10 @@ class SimpleNet(TrainedMethod):
     Config = SimpleNetConfig
     config: SimpleNetConfig
     clip_norm = math.inf  # nothing is clipped: the loss has gradients of bounded size
-    steps: Tensor
 
     def __init__(self, config: SimpleNetConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.register_buffer("steps", torch.empty(0, dtype=torch.int64))
-        probe = backbone.shapes(*backbone.round_size(*config.height_width), self.layers)
-        width = join(probe, backbone.spec.kind)[0].shape[2]
+        width = join(self.trained_on(), backbone.spec.kind)[0].shape[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.adaptor = nn.Linear(width, width, bias=False)
@@ -139,9 +134,6 @@ class SimpleNet(TrainedMethod):
         if self.bounded or self.framed:
             encoded["known"] = self._framed(images, grid).flatten(1)
         return encoded
-
-    def start_training(self, sample: TrainingBatch) -> None:
-        """There is nothing to make: it starts from random weights."""
 
     def optimizer(self) -> torch.optim.Optimizer:
         groups = [
@@ -181,20 +173,8 @@ class SimpleNet(TrainedMethod):
         told = {name: each >= self.config.margin for name, each in apart.items()}
         return {name: float(each.float().mean()) for name, each in told.items()}
 
-    def end_training(self, steps: int) -> None:
-        self.adaptor.requires_grad_(False)
-        self.discriminator.requires_grad_(False)
-        self.steps = self.steps.new_tensor([steps])
-
-    def learned_tensors(self) -> dict[str, Stored]:
-        return {"steps": numbers(1, low=1)}
-
-    def anomaly_map(self, features: Features) -> Tensor:
+    def anomaly_map(self, features: Features, images: Tensor) -> Tensor:
         """Eq. 8, the negative of what the discriminator gives: B h w."""
-        self._require(self.steps)
         embedded, grid = self.embedded(features)
         given = self.discriminator(self.adaptor(embedded.flatten(0, 1)))
         return cast(Tensor, -given.reshape(-1, *grid))
-
-    def judge(self, features: Features, images: Tensor) -> Scores:
-        return self._finish(self.anomaly_map(features), images)

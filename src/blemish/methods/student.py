@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self
@@ -48,12 +49,10 @@ HELD = (GuidedFine(), FPI())  # and others, by which its agreement is measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig(FineTuning):
+class Distillation(FineTuning):
     """Settings of a distillation; those of its run are as of every training.
 
     Attributes:
-        blocks: which of the teacher's blocks the student starts from, ascending, the layers that
-            the method reads among them; empty = half of those up to the last of these.
         anomalies: share of what it is shown that has a synthetic anomaly.
         most_views: at most so many views of good pictures (of their tiles) are learned from: eight
             of each (four angles, plain and mirrored), of many four, two or one, and of more than
@@ -69,7 +68,6 @@ class StudentConfig(FineTuning):
     learning_rate: Positive = 2e-4
     learning_rate_start: NotNegative = 1e-6
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
-    blocks: Layers = ()
     anomalies: Fraction = 0.5
     most_views: Annotated[int, Range(1, 2**20)] = 768
     held: Annotated[float, Range(0, 0.5, above=True)] = 0.125
@@ -100,7 +98,19 @@ class StudentConfig(FineTuning):
         return (4 if each >= 4 else 1), each >= 8 or 2 <= each < 4
 
 
-class Student(FineTuned):
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(Distillation):
+    """Settings of a student that is made of some of its teacher's blocks.
+
+    Attributes:
+        blocks: which of the teacher's blocks the student starts from, ascending, the layers that
+            the method reads among them; empty = half of those up to the last of these.
+    """
+
+    blocks: Layers = ()
+
+
+class Distilled(FineTuned):
     """The smaller encoder, and while it learns, its teacher.
 
     Attributes:
@@ -109,20 +119,22 @@ class Student(FineTuned):
     """
 
     name = "student"
-    config: StudentConfig
-    backbone: VitBackbone
+    config: Distillation
+    backbone: Backbone
     held: Tensor
 
-    def __init__(self, config: StudentConfig, teacher: Backbone, layers: Sequence[int]) -> None:
+    def __init__(self, config: Distillation, teacher: Backbone, layers: Sequence[int]) -> None:
         super().__init__()
         self.config = config
         self.layers = tuple(sorted(set(layers)))
-        blocks = blocks_of(teacher, self.layers, config)
-        assert isinstance(teacher, VitBackbone)
-        self.backbone = shortened(teacher, blocks)
+        self.backbone = self._begun(teacher)
         self.held = torch.empty(0)
         # In a list, as it is no part of what is learned and kept.
         self._teacher: list[Backbone] = [teacher]
+
+    @abstractmethod
+    def _begun(self, teacher: Backbone) -> Backbone:
+        """The student before it learns."""
 
     # What it is shown
 
@@ -161,14 +173,11 @@ class Student(FineTuned):
     # Training
 
     def start_training(self, sample: TrainingBatch) -> None:
-        # Not what comes after the last block, which no layer depends on.
-        after = ("norm.", "fc_norm.", "attn_pool.", "head")
-        for name, parameter in self.backbone.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(after))
+        self.requires_grad_(True)
 
     def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         shown, taught = (batch.features[name].float() for name in ("shown", "taught"))
-        return F.mse_loss(self._seen(self.backbone, shown), taught)
+        return F.mse_loss(self._seen(shown), self._target(taught))
 
     @torch.no_grad()
     def findings(self, sample: TrainingBatch) -> dict[str, float]:
@@ -193,20 +202,52 @@ class Student(FineTuned):
         self.backbone.eval()
         for part in torch.split(images.to(self.backbone.device), self.config.train_batch_size):
             with self._autocast(part):
-                own.append(self._seen(self.backbone, part).cpu())
-                theirs.append(self._taught(part).float().cpu())
+                own.append(self._seen(part).cpu())
+                theirs.append(self._target(self._taught(part).float()).cpu())
         seen, taught = torch.cat(own), torch.cat(theirs)
         apart = (taught - taught.mean((0, 2), keepdim=True)).square().sum()
         return float(1 - (seen - taught).square().sum() / apart.clamp(min=1e-12))
 
-    @torch.no_grad()
+    @abstractmethod
     def _taught(self, images: Tensor) -> Tensor:
         """What the teacher sees in B 3 H W: float16 B K N D."""
+
+    def _target(self, taught: Tensor) -> Tensor:
+        """What the student is to see where the teacher saw that, B K N D."""
+        return taught
+
+    @abstractmethod
+    def _seen(self, images: Tensor) -> Tensor:
+        """What the student sees in B 3 H W: float32 B K N D."""
+
+
+class Student(Distilled):
+    """A ViT of some of its teacher's blocks."""
+
+    config: StudentConfig
+    backbone: VitBackbone
+
+    def _begun(self, teacher: Backbone) -> Backbone:
+        blocks = blocks_of(teacher, self.layers, self.config)
+        assert isinstance(teacher, VitBackbone)
+        return shortened(teacher, blocks)
+
+    def start_training(self, sample: TrainingBatch) -> None:
+        # Not what comes after the last block, which no layer depends on.
+        after = ("norm.", "fc_norm.", "attn_pool.", "head")
+        for name, parameter in self.backbone.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(after))
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor) -> Tensor:
         (teacher,) = self._teacher
         with self._autocast(images):
-            return self._seen(teacher, images).half()
+            return self._normed(teacher, images).half()
 
-    def _seen(self, backbone: Backbone, images: Tensor) -> Tensor:
+    def _seen(self, images: Tensor) -> Tensor:
+        return self._normed(self.backbone, images)
+
+    def _normed(self, backbone: Backbone, images: Tensor) -> Tensor:
         """The features of B 3 H W that are learned, float32 B K N D."""
         tokens = backbone(images, self.layers).tokens
         return torch.stack([F.layer_norm(each.float(), each.shape[-1:]) for each in tokens], dim=1)

@@ -6,12 +6,14 @@ from blemish.methods.agpnet import AGPNet
 from blemish.methods.base import Method
 from blemish.methods.dinomaly import Dinomaly
 from blemish.methods.draem import Draem
+from blemish.methods.efficientad import EfficientAD
 from blemish.methods.guided import Guided
 from blemish.methods.memory import Knn, PatchCore
 from blemish.methods.padim import Padim
 from blemish.methods.rd4ad import RD4AD
 from blemish.methods.simplenet import SimpleNet
 from blemish.methods.spade import Spade
+from blemish.methods.uniad import UniAD
 from blemish.methods.vitad import ViTAD
 
 UNSUPERVISED: dict[str, type[Method]] = {
@@ -25,5 +27,7 @@ UNSUPERVISED: dict[str, type[Method]] = {
     "dinomaly": Dinomaly,
     "vitad": ViTAD,
     "draem": Draem,
+    "uniad": UniAD,
+    "efficientad": EfficientAD,
     "guided": Guided,
 }

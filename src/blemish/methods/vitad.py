@@ -29,35 +29,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blemish.backbones import Backbone, Features
-from blemish.config import FractionBelow1, Layers, Positive, Range
+from blemish.config import Layers, Positive, Range
 from blemish.losses.cosine import cosine_distance
 from blemish.methods.decoder import DecoderLayer
 from blemish.methods.heads import initialise
-from blemish.methods.learner import TrainingBatch, warm_up_then_cosine
-from blemish.methods.reconstruction import Reconstruction, require_vit
-from blemish.methods.trained import TrainedConfig
-from blemish.types import Scores
+from blemish.methods.learner import TrainingBatch
+from blemish.methods.reconstruction import Windowed, WindowedConfig, require_vit
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTADConfig(TrainedConfig):
+class ViTADConfig(WindowedConfig):
     """Settings of ViTAD; the defaults are `best`.
 
     Attributes:
         layers: the last one is what the decoder is shown, the others are what it gives back.
         depth: blocks of the decoder, as wide as the encoder and with as many heads; the targets
             are spread over them evenly, the deepest layer first.
-        schedule: of the learning rate: "step" (a tenth after 4/5 of the run) or "cosine" (to a
-            tenth, after a warm-up over a thirtieth).
-        score_window: the image score is the maximum of the smoothed map averaged over a square of
-            this fraction of the side; 0 = the mean of the `top_fraction`.
     """
 
     layers: Layers = ()
@@ -66,8 +60,6 @@ class ViTADConfig(TrainedConfig):
     train_batch_size: Annotated[int, Range(1, 2**20)] = 2
     learning_rate: Positive = 2e-3
     depth: Annotated[int, Range(1, 64)] = 3
-    schedule: Literal["step", "cosine"] = "cosine"
-    score_window: FractionBelow1 = 0.0
 
     @classmethod
     def paper(cls) -> Self:
@@ -86,7 +78,7 @@ class ViTADConfig(TrainedConfig):
         )
 
 
-class ViTAD(Reconstruction):
+class ViTAD(Windowed):
     """Encoder, fusion and decoder."""
 
     name = "vitad"
@@ -122,36 +114,16 @@ class ViTAD(Reconstruction):
         tokens = features.tokens[: len(self.layers)]
         return tokens[-1], torch.stack(tokens[:-1] or tokens, 1)
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        rate, decay = self.config.learning_rate, self.config.weight_decay
-        return torch.optim.AdamW(self.decoder.parameters(), lr=rate, weight_decay=decay, fused=True)
-
-    def learning_rate_factor(self, fraction: float) -> float:
-        if self.config.schedule == "step":
-            return 1.0 if fraction < 0.8 else 0.1
-        return warm_up_then_cosine(fraction, start=0.03, warmup=0.03, end=0.1)
-
     def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
         targets = batch.features["targets"].float()
         given = self.decoder(batch.features["last"].float())
         return cosine_distance(given.flatten(2), targets.flatten(2)).mean(0).sum()
 
-    def anomaly_map(self, features: Features) -> Tensor:
+    def anomaly_map(self, features: Features, images: Tensor) -> Tensor:
         """The mean over targets of the cosine distance: B h w."""
-        self._require(self.steps)
         last, targets = self._apart(features)
         distance = 1 - F.cosine_similarity(self.reconstructed(last), targets, dim=-1)
         return distance.mean(1).reshape(last.shape[0], *features.grids[0])
-
-    @property
-    def scores_by_map(self) -> bool:
-        return self.config.score_window == 0
-
-    def judge(self, features: Features, images: Tensor) -> Scores:
-        raw = self.anomaly_map(features)
-        if self.config.score_window == 0:
-            return self._finish(raw, images)
-        return self._windowed(raw, images, self.config.score_window, smoothed=True)
 
 
 class PlainDecoder(nn.Module):

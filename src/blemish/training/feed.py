@@ -101,10 +101,33 @@ class Feed:
     def _parts(self, size: int) -> list[tuple[Tensor, int]]:
         """What a batch of `size` rows is drawn from: rows, and how many of them."""
         labels, count = self.labels, self.method.config.defects_among(size)
+        fed = torch.ones(self.rows, dtype=torch.bool)
+        out = self.left_out
+        fed[out] = len(out) == self.rows
         if labels is not None and count is not None and not labels.all():
-            normal, defects = ((labels == label).nonzero()[:, 0] for label in (NORMAL, ANOMALOUS))
-            return [(normal, size - count), (defects, count)]
-        return [(torch.arange(self.rows), size)]
+            normal, defects = ((labels == label) & fed for label in (NORMAL, ANOMALOUS))
+            return [(normal.nonzero()[:, 0], size - count), (defects.nonzero()[:, 0], count)]
+        return [(fed.nonzero()[:, 0], size)]
+
+    @property
+    def left_out(self) -> list[int]:
+        """The rows that no batch has, those of some normal pictures, evenly from all
+        (`Schedule.left_out`); where there is but one picture that one, which is then learned from
+        as well."""
+        share, each = self.method.config.left_out, len(self.stream.copies)
+        labels = self.labels
+        normal = [at for at in range(self.rows // each) if labels is None or not labels[at * each]]
+        count = max(1, round(share * len(normal))) if share and normal else 0
+        chosen = [normal[number * len(normal) // count] for number in range(count)]
+        return [at * each + copy for at in chosen for copy in range(each)]
+
+    def left_out_batches(self, size: int) -> Generator[TrainingBatch]:
+        """What no step is fed with, in their order, at most `size` rows at a time."""
+        rows = self.left_out
+        chunks = iter([rows[start : start + size] for start in range(0, len(rows), size)])
+        if self.kept is None:
+            return self._computed(chunks, size)
+        return self._remembered(self.kept, chunks)
 
     @property
     def labels(self) -> Tensor | None:

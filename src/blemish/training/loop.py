@@ -215,6 +215,9 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             findings = self.method.findings(self.sample)
+            if self.rows.left_out:
+                with closing(self.rows.left_out_batches(self.size)) as batches:
+                    self.method.measure_left_out(batches)
         self.method.end_training(self.steps)
         self.method.eval()
         return Training(
