@@ -140,5 +140,5 @@ class UniAD(Windowed):
     def anomaly_map(self, features: Features, images: Tensor) -> Tensor:
         """The l2 norm of what is not given back: B h w."""
         wanted = self.joined(features)
-        apart = torch.linalg.vector_norm(self.reconstructed(wanted) - wanted, dim=2)
+        apart: Tensor = torch.linalg.vector_norm(self.reconstructed(wanted) - wanted, dim=2)
         return apart.reshape(-1, *self.grid)
