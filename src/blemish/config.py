@@ -178,13 +178,16 @@ def _follow(key: str, value: Any, rule: object, instead: str) -> None:
             raise ConfigError(f"{key}: {needed} is needed, got {short(value)}")
 
 
-def to_dict(config: object) -> dict[str, Any]:
-    """The config as JSON-ready values (tuples become lists)."""
+def to_dict(config: object, *, whole: bool = False) -> dict[str, Any]:
+    """The config as JSON-ready values (tuples become lists).
+
+    Args: whole: with the defaults that files of earlier versions lack, which a recipe may not have.
+    """
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
     values = {
         field.name: _plain(value)
         for field in fields
-        if (value := getattr(config, field.name)) != field.default or not is_new(field)
+        if (value := getattr(config, field.name)) != field.default or whole or not is_new(field)
     }
     other = values.pop("other", {})
     return {**values, **other}

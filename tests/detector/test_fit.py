@@ -47,7 +47,7 @@ def test_configure_takes_the_recipe_then_values_then_assignments() -> None:
     assert isinstance(config, PatchCoreConfig)
     assert (config.backbone, config.pooling, config.seed) == ("wide_resnet50_2", 5, 7)
     both = blemish.configure("knn", values={"pooling": 3}, assignments=["pooling=5"])
-    assert both == KnnConfig(pooling=5)
+    assert both == KnnConfig(pooling=5, neighbours=4)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ def test_a_picture_that_is_left_out_is_not_judged_by_its_twin(
     method: str, picture: Part, write: Write, tmp_path: Path, small: Any
 ) -> None:
     """Copies tell nothing of a new picture: whatever a twin scores, one of the different pictures
-    scores so too.
+    scores so too. Of the nearest alone: among several neighbours a copy of another counts twice.
     """
 
     def scores_of(good: list[Any]) -> list[float]:
-        fitted = blemish.fit(method, good, batch_size=3, **small)
+        fitted = blemish.fit(method, good, batch_size=3, neighbours=1, **small)
         return list(fitted.manifest["calibration_scores"])
 
     good = parts(picture, 8)
@@ -323,7 +323,7 @@ def test_a_bank_that_holds_one_picture_only(method: str, picture: Part, small: A
 
 
 def test_one_picture_has_no_leave_one_out(picture: Part, small: Any) -> None:
-    detector = blemish.fit("knn", parts(picture, 1), **small)
+    detector = blemish.fit("knn", parts(picture, 1), neighbours=1, **small)
     assert detector.manifest["calibration_scores"] == []
     assert detector.threshold is not None
     assert (detector.threshold.value, detector.threshold.n) == (None, 0)

@@ -371,9 +371,10 @@ def _absent(official: Official, there: Mapping[str, Path]) -> str:
 
 def _changed(entry: Entry, assignments: Sequence[str]) -> dict[str, Any]:
     """What differs from the recipe, once all is checked and applied. Raises: ConfigError."""
-    plain = configs.to_dict(configure(entry.method, recipe=entry.recipe))
+    plain = configs.to_dict(configure(entry.method, recipe=entry.recipe), whole=True)
     asked = configure(entry.method, recipe=entry.recipe, assignments=assignments)
-    wanted = configs.to_dict(configs.from_dict(type(asked), entry.settings, base=asked))
+    chosen = configs.from_dict(type(asked), entry.settings, base=asked)
+    wanted = configs.to_dict(chosen, whole=True)
     changed = {key: value for key, value in wanted.items() if value != plain[key]}
     if "seed" in changed:
         raise ConfigError(

@@ -186,7 +186,8 @@ def _to_learn(given: dict[str, Any]) -> tuple[Any, Callable[..., Detector], Sequ
         values=configs.read_config_file(given["config"]) if given["config"] else {},
         assignments=options.assignments(given["settings"], **named),
     )
-    request = {**options.taken_by(fitting.fit, given), "config": None, **configs.to_dict(chosen)}
+    settings = configs.to_dict(chosen, whole=True)
+    request = {**options.taken_by(fitting.fit, given), "config": None, **settings}
     request["tile"] = options.tile(given["tile"])
     output = given["output"]
     if asked.in_parts:
