@@ -70,6 +70,8 @@ def shared(method: str, resize: str) -> Detector:
         "guided": NEAR_SIGHTED,
         "dinomaly": {**NEAR_SIGHTED, "min_steps": 60},
         "vitad": {**NEAR_SIGHTED, "min_steps": 60},
+        "uniad": {**NEAR_SIGHTED, "min_steps": 100, "learning_rate": 3e-3},
+        "efficientad": {**BY_PLACE, "min_steps": 60, "teacher_steps": 60},
         "atacnet": {**BY_PLACE, "min_steps": 20},
     }
     return fitted(method, resize, **special.get(method, BY_PLACE))
