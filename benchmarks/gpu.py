@@ -41,7 +41,7 @@ from blemish.methods import method_class
 FOCUS, LITE = ("backbone=focus_vits14",), ("backbone=efficientnet_lite0",)
 FROZEN, LONG = (*LITE, "extractor_rate=0"), (*FOCUS, "epochs=100")
 APMASK = ("pretraining=apmask", "pretraining_epochs=100")
-RIVALS = ("dinomaly", "vitad", "rd4ad", "simplenet")
+RIVALS = ("dinomaly", "vitad", "rd4ad", "simplenet", "uniad", "efficientad", "draem")
 ATAC, DEVNET, CLASSIFIER = "paper", "paper-devnet", "paper-classifier"
 TILE, SCREW, BOTTLE, MEDICAL = "magnetic_tile", "screw", "bottle", ("brain_mri", "elpv")
 # Part -> what is measured, in order: method, recipe, settings, known defects, data sets, seeds.
