@@ -93,6 +93,8 @@ def test_a_detector_learns_from_it_and_is_judged_by_its_masks(
     [
         ({"count": 0}, "count: at least 1"),
         ({"defects": 0}, "defects: at least 1"),
+        ({"count": 100_001}, "count: 100000 at most"),
+        ({"defects": 10**22}, "defects: 100000 at most"),
         ({"seed": -1}, "seed: at least 0"),
         ({"size": 63}, "size: 64 to 2048 pixels"),
         ({"size": 2049}, "size: 64 to 2048 pixels"),

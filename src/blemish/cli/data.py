@@ -138,9 +138,14 @@ def elpv(
 def synthetic(
     output: Annotated[Path, Argument(metavar="OUT", help="Folder for the data set: a new one.")],
     count: Annotated[
-        int, Option(min=1, help="Good pictures to learn from; half as many more to test on.")
+        int,
+        Option(
+            min=1, max=100_000, help="Good pictures to learn from; half as many more to test on."
+        ),
     ] = 60,
-    defects: Annotated[int, Option(min=1, help="Pictures of each kind of defect.")] = 8,
+    defects: Annotated[
+        int, Option(min=1, max=100_000, help="Pictures of each kind of defect.")
+    ] = 8,
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the drawing.")] = 0,
     size: Annotated[
         int, Option(min=64, max=2048, metavar="PIXELS", help="Side of the square pictures.")

@@ -21,6 +21,7 @@ from blemish.files import write_whole
 from blemish.types import Progress, silent
 
 SMALLEST, LARGEST = 64, 2048  # sides in pixels
+MOST = 100_000  # pictures of one part of the set
 _TRAIN, _GOOD, _BAD = 0, 1, 2  # parts of the set; each kind of defect has one of its own
 
 
@@ -64,8 +65,8 @@ def write_synthetic(
 
     Args:
         folder: is made; it must be empty where it exists.
-        count: good pictures to learn from, at least 1; half as many more are there to test on.
-        defects: pictures of each kind of defect, at least 1.
+        count: good pictures to learn from, 1 to 100000; half as many more are there to test on.
+        defects: pictures of each kind of defect, 1 to 100000.
         seed: at least 0. size: of the square pictures, pixels, 64 to 2048.
     Raises: ConfigError; OutputError where something is in the folder, or it cannot be written.
     """
@@ -73,6 +74,9 @@ def write_synthetic(
     for name, value, least in (("count", count, 1), ("defects", defects, 1), ("seed", seed, 0)):
         if value < least:
             raise ConfigError(f"{name}: at least {least} is needed, got {value}")
+    for name, value in (("count", count), ("defects", defects)):
+        if value > MOST:
+            raise ConfigError(f"{name}: {MOST} at most, got {value}")
     if not SMALLEST <= size <= LARGEST:
         raise ConfigError(f"size: {SMALLEST} to {LARGEST} pixels, got {size}")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
