@@ -32,7 +32,14 @@ REFUSED = ("torch", "torchvision", "timm", "scipy", "sklearn", "matplotlib")
 
 # What learns, runs what is not exported, or draws what only such can show.
 NEEDING = (
-    *("anomalies.cutmix", "backbones.base", "backbones.building", "backbones.cache"),
+    *(
+        "anomalies.cutmix",
+        "anomalies.scrambling",
+        "backbones.pdn",
+        "backbones.base",
+        "backbones.building",
+        "backbones.cache",
+    ),
     *("backbones.cells", "backbones.checkpoint", "backbones.cnn", "backbones.glance"),
     *("backbones.offline", "backbones.vit", "backbones.weights", "data.stream", "losses"),
     *("detector.built", "detector.distil", "detector.evidence", "detector.fit"),
@@ -41,7 +48,7 @@ NEEDING = (
     *("detector.telling", "engines.pytorch", "report.figures", "report.foregrounds"),
     *("report.galleries", "report.simulation", "training.checkpoint", "training.distributed"),
     *("scale.evaluating", "scale.jobs", "scale.learning", "scale.pieces"),
-    *("training.feed", "training.loop"),
+    *("training.arithmetic", "training.feed", "training.loop"),
 )
 # Rooms in which a module may need it.
 _ROOMS = ("bench.", "export.", "methods.")

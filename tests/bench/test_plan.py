@@ -78,8 +78,8 @@ def test_the_key_is_what_is_measured(mvtec: Path, tmp_path: Path) -> None:
 
 def test_committed_rows_are_recognised(tmp_path: Path) -> None:
     keys = {row["key"] for row in read_rows(RESULTS / "memory.jsonl")}
-    for method in ("patchcore", "knn"):
-        settings = {"backbone": "focus_vits14"}
+    for method, own in (("patchcore", {"centre": 0}), ("knn", {})):
+        settings = {"backbone": "focus_vits14", "neighbours": 1, **own}
         one = Run(method=method, data="bottle", path=tmp_path, settings=settings)
         assert one.key in keys
         assert replace(one, settings={**one.settings, "flips": True}).key not in keys

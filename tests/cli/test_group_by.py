@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import rows_of
+from parts import rows_of, settings_of
 
 import blemish
 from blemish.artifact import read
@@ -21,6 +21,14 @@ Refused = Callable[..., str]
 Answered = Callable[..., Any]
 BY = ("--group-by", r"part(\d+)_")
 RATE = "--false-alarm-rate 0.2"
+
+
+@pytest.fixture(name="part")
+def nearest_part(tmp_path: Path, picture: Any) -> Path:
+    """An artifact that compares with the nearest feature, which tells these parts apart."""
+    good = [picture(seed) for seed in range(24)]
+    made = blemish.fit("knn", good, **{**settings_of("knn"), "neighbours": 1})
+    return made.save(tmp_path / "part.blemish")
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_a_method_is_described_whole(run: Run, answered: Answered, name: str) ->
     method = answered("methods", name)
     assert method in answered("methods")
     defaults = {setting["name"]: setting["default"] for setting in method["settings"]}
-    assert defaults == config.to_dict(METHODS[name].Config())
+    assert defaults == config.to_dict(METHODS[name].Config.recipes()["best"]())
     assert all(setting["about"] for setting in method["settings"])
     out = run("methods", name)[1]
     assert all(f"recipe {recipe['name']}: " in out for recipe in method["recipes"])

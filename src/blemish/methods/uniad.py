@@ -55,7 +55,8 @@ class UniADConfig(WindowedConfig):
     """Settings of UniAD; the defaults are `best`.
 
     Attributes:
-        width, heads: of the attention. hidden: units of the feed-forward parts.
+        width, heads: of the attention.
+        hidden: units of the feed-forward parts.
         depth: layers of the encoder, and of the decoder.
         neighbours: side of the square of places around a place that it does not look at; odd.
         jitter: α, the strength of the noise; 0 = none.
