@@ -87,7 +87,7 @@ def check_metrics(values: Any, truth: Any, scores: Any, maps: Maps) -> None:
     assert values["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))
     assert values["image_ap"] == pytest.approx(average_precision_score(truth, scores))
     assert values["pixel_auroc"] == pytest.approx(pixel_auroc_by_hand(maps), abs=5e-5)  # near ties
-    assert values["aupro"] == pytest.approx(aupro_by_hand(maps), abs=1e-5)
+    assert values["aupro"] == pytest.approx(aupro_by_hand(maps), abs=5e-5)
 
 
 def rows_of(
