@@ -91,7 +91,8 @@ def rank(group: Sequence[Row]) -> tuple[Any, ...]:
     wishes.append(row.get("false_alarm_rate") is not None)
     height, width = row["resolution"]
     steps = (row["training"] or {}).get("steps", 0)
-    nearest = len(changes) + sum(wishes), row["backbone"] != OUR_BACKBONE
+    budget = row.get("compute_budget") is not None  # such rows have a page of their own
+    nearest = budget, len(changes) + sum(wishes), row["backbone"] != OUR_BACKBONE
     return (*nearest, -len(group), -height * width, -steps, likeness(row))
 
 
