@@ -18,7 +18,7 @@ SCALING = {
     "Held up by": "holds_up",
 }
 IN_PARTS = {
-    **{"Data": "data", "Method": "method", "Learned of": "way", "Seed": "seed"},
+    **{"Data": "data", "Method": "method", "Learned of": "way", "Order": "order"},
     **{"Size": "image_size", "Bank": "bank_size", "Pictures": "train"},
     **{"Image AUROC": "image_auroc", "Pixel AUROC": "pixel_auroc", "AUPRO": "aupro"},
     **{"Farthest feature": "farthest", "Bound": "bound", "Processor (s)": "seconds"},
@@ -51,9 +51,11 @@ def scaling(measured: Measured) -> list[dict[str, object]]:
 
 
 def parts(measured: Measured) -> list[str]:
-    keys = ("data", "method", "image_size", "bank_size", "way", "seed")
-    # Of those learned at once nothing is known of the selections on the way.
-    learned = [{**row, **(row["in_parts"] or {})} for row in latest(measured.of("in_parts"), *keys)]
+    keys = ("data", "method", "image_size", "bank_size", "way", "seed", "order")
+    # Of those learned at once nothing is known of the selections on the way; at first there was
+    # one order of the pictures.
+    rows = [{"order": 0, **row} for row in measured.of("in_parts")]
+    learned = [{**row, **(row["in_parts"] or {})} for row in latest(rows, *keys)]
     simulated = "Scoring on a cluster, simulated from measured times (`scaling.py`)"
     in_parts = "Learned in parts, and of all pictures at once (`in_parts.py`)"
     return [
