@@ -432,6 +432,12 @@ def test_coco_of_a_run_that_was_interrupted_is_that_of_a_whole_one(
     assert "line 2 is damaged (the runs of a region make 3201 of 3200 pixels)" in said
     rows.write_bytes(lines[0] + lines[1].replace(b'"runs": "', b'"runs": "-1 ') + lines[2])
     assert "whole numbers between blanks" in refused(*predict, "--resume")
+    for told, limit in (("label", "threshold"), ("regions", "region_threshold")):
+        row = json.loads(lines[1])
+        assert row[told] is not None
+        rows.write_bytes(lines[0] + json.dumps({**row, limit: None}).encode() + b"\n" + lines[2])
+        said = refused(*predict, "--resume")
+        assert f"line 2 is damaged ({told} without a {limit})" in said
     assert "folder" in refused("predict", part, four, "--coco", tmp_path)
 
 

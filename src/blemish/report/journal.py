@@ -155,6 +155,9 @@ def read_row(line: bytes) -> Row:
         config.from_dict(_Failed if "error" in row else _Scored, row, strict=True)
     except BlemishError as error:
         raise ValueError(str(error)) from error
+    for told, limit in (("label", "threshold"), ("regions", "region_threshold")):
+        if row.get(told) is not None and row.get(limit) is None:
+            raise ValueError(f"{told} without a {limit}")
     for region in row.get("regions") or ():
         made, pixels = sum(runs_of(region)), row["height"] * row["width"]
         if made != pixels:
