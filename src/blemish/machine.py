@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 MOST_THREADS = 1024  # that anybody may ask for; no machine has more cores
-_BETWEEN = 10.0  # seconds between two times that memory is given back
+_BETWEEN = 2.0  # seconds between two times that memory is given back
 
 
 def cpu_name() -> str:
@@ -46,7 +46,7 @@ class FreeMemory:
         self._trim = trim
 
     def give_back(self) -> bool:
-        """Give it back to the system, at most once in ten seconds; whether it was tried."""
+        """Give it back to the system, at most once in two seconds; whether it was tried."""
         now = time.monotonic()
         if self._trim is None or now - self._last < _BETWEEN:
             return False
