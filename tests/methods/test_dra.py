@@ -38,7 +38,7 @@ def dra(**settings: Any) -> Dra:
     """A small one, with norms and statistics that are not those of the start."""
     config = DraConfig(**(TINY | settings))
     method = Dra(config, copy.deepcopy(backbone_of(config.backbone))).eval()
-    norm, generator = method.residual[1], torch.Generator().manual_seed(5)
+    norm, generator = method.heads.residual[1], torch.Generator().manual_seed(5)
     assert isinstance(norm, torch.nn.BatchNorm2d)
     with torch.no_grad():
         for values in (norm.weight, norm.running_var):
@@ -77,21 +77,23 @@ def halved(images: Tensor) -> Tensor:
 
 def perceptron(weights: Weights, feature: Tensor) -> Tensor:
     """Normality of the mean feature D."""
-    inner = weights["normality.0.weight"] @ feature + weights["normality.0.bias"]
+    inner = weights["heads.normality.0.weight"] @ feature + weights["heads.normality.0.bias"]
     inner = torch.where(inner > 0, inner, 0)
-    return (weights["normality.2.weight"][0] @ inner + weights["normality.2.bias"][0]).abs()
+    return (
+        weights["heads.normality.2.weight"][0] @ inner + weights["heads.normality.2.bias"][0]
+    ).abs()
 
 
 def scored(weights: Weights, name: str, features: Tensor) -> Tensor:
     """|s| of features D h w: h w."""
-    weight, bias = weights[f"{name}.weight"][0, :, 0, 0], weights[f"{name}.bias"][0]
+    weight, bias = weights[f"heads.{name}.weight"][0, :, 0, 0], weights[f"heads.{name}.bias"][0]
     rows = [[(weight @ place + bias).abs() for place in row] for row in features.permute(1, 2, 0)]
     return torch.stack([torch.stack(row) for row in rows])
 
 
 def convolved(weights: Weights, residuals: Tensor, *, training: bool) -> Tensor:
     """The convolution, batch norm and ReLU on residuals B D h w."""
-    kernel, (count, _, height, width) = weights["residual.0.weight"], residuals.shape
+    kernel, (count, _, height, width) = weights["heads.residual.0.weight"], residuals.shape
     padded = torch.nn.functional.pad(residuals, (1, 1, 1, 1))
     cells = [
         [(kernel * padded[n, None, :, y : y + 3, x : x + 3]).sum((1, 2, 3)) for x in range(width)]
@@ -99,13 +101,13 @@ def convolved(weights: Weights, residuals: Tensor, *, training: bool) -> Tensor:
         for y in range(height)
     ]
     found = torch.stack([torch.stack(row) for row in cells]).reshape(count, height, width, -1)
-    mean, spread = (weights[f"residual.1.running_{name}"] for name in ("mean", "var"))
+    mean, spread = (weights[f"heads.residual.1.running_{name}"] for name in ("mean", "var"))
     if training:
         rows = found.flatten(0, 2)
         mean = rows.sum(0) / len(rows)
         spread = ((rows - mean) ** 2).sum(0) / len(rows)
     found = (found - mean) / (spread + 1e-5).sqrt()
-    found = found * weights["residual.1.weight"] + weights["residual.1.bias"]
+    found = found * weights["heads.residual.1.weight"] + weights["heads.residual.1.bias"]
     return torch.where(found > 0, found, 0).permute(0, 3, 1, 2)
 
 
@@ -205,7 +207,7 @@ def deviation(score: Tensor, *, deviating: bool, reference: Tensor, margin: floa
 def oracle(method: Dra, weights: Weights, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """The loss of a step of seed 11, and the heads' scores."""
     torch.manual_seed(11)
-    images, _, plain, normal = method.mixed(batch)
+    images, plain, normal = method.mixed(batch)
     kinds = ["normal"] * plain + ["pseudo"] * (normal - plain)
     kinds += ["seen"] * (len(images) - normal)
     everything = torch.cat([method.examples, images])
@@ -293,11 +295,10 @@ def test_batches_are_normal_pseudo_and_labelled(count: int, defects: int) -> Non
     images = grid + 10.0 * torch.arange(count)[:, None, None, None].expand(-1, 3, 1, 1)
     labels = (torch.arange(count) >= count - defects).long() if defects else None
     given = images.clone()
-    made, told, plain, normal = method.mixed(TrainingBatch(images, {}, labels))
+    made, plain, normal = method.mixed(TrainingBatch(images, {}, labels))
     assert torch.equal(images, given)
     assert labels is None or labels.sum() == defects  # nor are they changed
     assert (plain, normal) == (math.ceil((count - defects) / 2), count - defects)
-    assert told.tolist() == [0] * plain + [1] * (count - plain)
     rows = [next((n for n in range(count) if torch.equal(one, given[n])), None) for one in made]
     assert None not in rows[:plain] + rows[normal:]
     assert set(rows[normal:]) == set(range(normal, count))
@@ -324,7 +325,7 @@ def test_pieces_are_pasted_in_the_area_only() -> None:
     method = dra()
     method.set_area(Area.of(inside))
     images = pictures(12)
-    made, _, plain, _ = method.mixed(TrainingBatch(images, {}))
+    made, plain, _ = method.mixed(TrainingBatch(images, {}))
     changed = (made != images).any(1)
     assert changed[plain:].flatten(1).any(1).all()
     assert not changed[:plain].any()
