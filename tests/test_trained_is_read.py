@@ -124,11 +124,9 @@ def judged(method: Method, images: Tensor) -> list[Tensor]:
 
 
 def check(learner: Learner, names: list[str], look: Callable[[], list[Tensor]]) -> None:
-    inert = [
-        name
-        for name in unread(learner, names, look)
-        if not name.startswith(learner.training_only or ("-",))
-    ]
+    read = [name for name in names if not name.startswith(learner.training_only or ("-",))]
+    assert read
+    inert = unread(learner, read, look)
     assert not inert, f"trained and never read: {inert}"
 
 

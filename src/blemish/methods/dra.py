@@ -91,11 +91,11 @@ class Dra(OpenSet):
         return self.pasted(images, plain, normal), plain, normal
 
     def pasted(self, images: Tensor, start: int, end: int, *, other: bool = False) -> Tensor:
-        """Pictures B 3 H W; a recoloured piece of itself, or of an`other` one of the first `end`,
-        is pasted into those from `start` to `end`.
+        """Pictures B 3 H W; a recoloured piece of itself, or of the one before (`other`), is pasted
+        into those from `start` (1 at least) to `end`.
         """
         whole = images[start:end]
-        donors = images[:end].roll(1, 0)[start:] if other else whole
+        donors = images[start - 1 : end - 1] if other else whole
         pieces = recoloured(donors, self.backbone.colours(whole))
         made = cut_mix(whole, pieces, self._looked_at(whole))
         return torch.cat([images[:start], made, images[end:]])
@@ -121,17 +121,17 @@ class Dra(OpenSet):
         return torch.stack(losses).sum()
 
 
-def divided(batch: TrainingBatch) -> tuple[Tensor, int, int]:
+def divided(batch: TrainingBatch, least: int = 3) -> tuple[Tensor, int, int]:
     """Pictures B 3 H W, the normal ones first; how many of these stay as they are (half), and how
     many there are.
 
-    Raises: ConfigError for fewer than three rows.
+    Raises: ConfigError for fewer than `least` rows.
     """
     images, labels = batch.images, batch.labels
     assert images is not None
     normal = len(images)
-    if normal < 3:
-        raise ConfigError("train_batch_size: 3 at least for each process, for all kinds")
+    if normal < least:
+        raise ConfigError(f"train_batch_size: {least} at least for each process, for all kinds")
     if labels is not None:
         images, _ = normal_first(images, labels)
         normal -= normal // 3
