@@ -24,14 +24,13 @@ their members, and the residual head has a scale of 0 before a ReLU, so that it 
 here. A run too short for a step of g keeps the heads of the first stage: it is DRA.
 
 `best` is for encoders at hand, which stay as they are, so that there is no first stage; batches are
-those of `dra`, pictures are not turned, and a base model takes one step. All else is the paper's.
+those of `dra`, pictures are not turned, and a base model takes one step. The rest is the paper's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -93,8 +92,8 @@ class Ahl(Dra):
         self.kinds = kinds.to(images.device)
         if self.config.base_share:
             self.base = Heads(self._width(), self.config.hidden).to(images.device)
-        scored = Importance(count, self.config.history, len(self.tasks))
-        self.importance = scored.to(images.device)
+        models = len(self.tasks)
+        self.importance = Importance(count, self.config.history, models).to(images.device)
 
     def made(self, images: Tensor, plain: int, normal: int) -> tuple[Tensor, Tensor]:
         """Pictures B 3 H W, of which those from `plain` to `normal` have got anomalies of the three
@@ -114,14 +113,14 @@ class Ahl(Dra):
     def groups(self) -> list[dict[str, Any]]:
         self._known = None  # of another run, of which steps are undone
         assert self.importance is not None
-        groups: list[dict[str, Any]] = [{"params": [*self.heads.parameters()]}]
-        groups.append({"params": [*self.importance.parameters()], "weight_decay": 0.0})
+        learned, decay = [*self.importance.parameters()], self.config.base_decay
+        groups: list[dict[str, Any]] = [{"params": learned, "weight_decay": 0.0}]
+        groups.append({"params": [*self.heads.parameters()]})
         if self.base is not None:
-            groups.append({"params": [*self.base.parameters()]})
+            groups.append({"params": [*self.base.parameters()], "weight_decay": decay})
             rate = self.config.learning_rate * self.config.extractor_rate
-            groups.append({"params": self.of_the_extractor(), "lr": rate})
-            for group in groups[2:]:
-                group["weight_decay"] = self.config.base_decay
+            own = {"params": self.of_the_extractor(), "lr": rate, "weight_decay": decay}
+            groups.append(own)
         return groups
 
     def learning_rate_factor(self, fraction: float) -> float:
@@ -136,6 +135,7 @@ class Ahl(Dra):
         """DRA's loss in the first stage; in the second eq. 4, and eq. 5 for ψ."""
         if self.base is not None and fraction < self.config.base_share:
             self._known = None
+            self.backbone.train()
             return self.end_to_end(self.base, *self.mixed(batch))
         with torch.autocast(self.backbone.device.type, enabled=False):
             return self.collaborative(batch)
@@ -160,20 +160,14 @@ class Ahl(Dra):
             losses.append(query(model))
             scores.append(self._known_scores(model))
         assert self.importance is not None
-        return self.importance(
-            torch.stack(losses), torch.stack(scores, dim=1), known.labels, known.factors
-        )
+        told = torch.stack(losses), torch.stack(scores, dim=1), known.labels, known.factors
+        return cast(Tensor, self.importance(*told))
 
     def _loss(
-        self,
-        half: Half,
-        features: Sequence[Tensor],
-        insides: Sequence[Tensor | None],
-        model: Model,
+        self, half: Half, features: list[Tensor], insides: list[Tensor | None], model: Model
     ) -> Tensor:
         """The loss of a model on some rows of a batch."""
-        own = [each[half.rows] for each in features]
-        inside = [each if each is None or each.ndim < 3 else each[half.rows] for each in insides]
+        own, inside = half.of(features), half.of(insides)
         look = self.scored(model, own, self.known().reference, inside)
         return self.losses(look, half.plain, half.normal)
 
@@ -194,11 +188,9 @@ class Ahl(Dra):
             features = self.extracted(images, self.see(images))
             reference = [each[:count].mean(0) for each in features]
             own = [each[count:] for each in features], reference, self.insides(self.pictures)
-            copies = self.config.rotations * (1 + self.config.flips)
-            single, seed = self.class_counts[1] <= copies, self.config.seed
-            self._known = Known(
-                self.tasks, self.pictures, self.kinds, *own, single=single, seed=seed
-            )
+            single = self.class_counts[1] <= self.config.rotations * (1 + self.config.flips)
+            drawn = self.tasks, single, self.config.seed
+            self._known = Known(*drawn, self.pictures, self.kinds, *own)
         return self._known
 
     def end_training(self, steps: int) -> None:

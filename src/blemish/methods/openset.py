@@ -104,7 +104,8 @@ class OpenSet(Labelled):
 
     def look(self, images: Tensor, seen: Features) -> Look:
         """What the heads make of pictures B 3 H W, of which `see` gave `seen`."""
-        parts = self.reference.split([high * wide for high, wide in self.grids], dim=1)
+        sizes = [high * wide for high, wide in self.grids]
+        parts = torch.split(self.reference, sizes, dim=1)
         reference = [own.reshape(-1, *grid) for own, grid in zip(parts, self.grids, strict=True)]
         features = self.extracted(images, seen)
         return self.scored(self.heads, features, reference, self.insides(images))

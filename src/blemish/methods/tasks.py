@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from blemish.types import NORMAL
 PLAIN, KINDS = 0, 3  # rows: normal ones, made anomalies of kinds 1 to 3, then labelled defects
 LABELLED = KINDS + 1
 _ROUNDS = 20
+Part = TypeVar("Part", Tensor, Tensor | None)
 Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # heads, as `openset.Heads`
 
 
@@ -32,6 +34,10 @@ class Half:
     rows: Tensor
     plain: int
     normal: int
+
+    def of(self, parts: Sequence[Part]) -> list[Part]:
+        """Its rows of tensors B …; what has two sides only is the same for all."""
+        return [each if each is None or each.ndim < 3 else each[self.rows] for each in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +67,13 @@ class Known:
     def __init__(
         self,
         tasks: Sequence[Task],
+        single: bool,
+        seed: int,
         pictures: Tensor,
         kinds: Tensor,
         features: list[Tensor],
         reference: list[Tensor],
         insides: list[Tensor | None],
-        *,
-        single: bool,
-        seed: int,
     ) -> None:
         self.features, self.reference, self.insides = features, reference, insides
         plain, labelled, first = kinds == PLAIN, kinds == LABELLED, features[0]
@@ -77,7 +82,7 @@ class Known:
         self.centres = clustered(whole, 1 + max(task.clusters[0] for task in tasks))
         self.defects = first[labelled].mean((2, 3))
         # The same one may be watched twice.
-        _, own = pictures[labelled].flatten(1).unique(dim=0, return_inverse=True)
+        _, own = torch.unique(pictures[labelled].flatten(1), dim=0, return_inverse=True)
         distinct = int(own.max()) + 1 if len(own) else 0
         sides = [sides_of(distinct, [seed, number])[own.cpu()] for number in range(len(tasks))]
         self.learned = torch.stack(sides).to(own.device)
