@@ -39,7 +39,9 @@ def answer(measured: Measured) -> str:
 def parts(measured: Measured) -> list[str]:
     cells = covered(measured)
     own = {
-        line.label: cells[line.label] for line in LINES if line.method in {"lda", "atacnet", "dra"}
+        line.label: cells[line.label]
+        for line in LINES
+        if line.method in {"lda", "atacnet", "dra", "ahl"}
     }
     suites_here = [suite_section(measured, name) for name in suites.names() if name in ELSEWHERE]
     rows = rows_of(measured, of_kind("defects"), "Rows")

@@ -62,7 +62,7 @@ Anomalies = Annotated[
     list[Path] | None,
     Option(
         metavar="DEFECTS",
-        help="Pictures of known defects to learn from (lda, atacnet, dra): folders, data sets, "
+        help="Pictures of known defects to learn from (lda, atacnet, dra, ahl): folders, data sets, "
         "files; repeatable. Evaluation leaves out those that were learned from.",
     ),
 ]
