@@ -271,9 +271,7 @@ def test_a_small_dot_in_a_large_picture(settings: dict[str, Any], is_found: bool
         assert width * height < 40 * 40
 
 
-@pytest.mark.parametrize(
-    "method", [each for each in METHODS if each not in {"atacnet", "dra", "ahl"}]
-)
+@pytest.mark.parametrize("method", [it for it in METHODS if it not in {"atacnet", "dra", "ahl"}])
 def test_every_method(method: str) -> None:
     settings = settings_of(method)
     good = [large(seed) for seed in range(6)]

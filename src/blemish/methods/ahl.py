@@ -24,7 +24,7 @@ their members, and the residual head has a scale of 0 before a ReLU, so that it 
 here. A run too short for a step of g keeps the heads of the first stage: it is DRA.
 
 `best` is for encoders at hand, which stay as they are, so that there is no first stage; batches are
-those of `dra`, pictures are not turned, and a base model takes one step. The rest is the paper's.
+those of `dra`, pictures are not turned, a base model takes one step. The rest is the paper's.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ class Ahl(Dra):
         self.kinds = kinds.to(images.device)
         if self.config.base_share:
             self.base = Heads(self._width(), self.config.hidden).to(images.device)
-        models = len(self.tasks)
-        self.importance = Importance(count, self.config.history, models).to(images.device)
+        self.importance = Importance(count, self.config.history, len(self.tasks)).to(images.device)
 
     def made(self, images: Tensor, plain: int, normal: int) -> tuple[Tensor, Tensor]:
         """Pictures B 3 H W, of which those from `plain` to `normal` have got anomalies of the three
