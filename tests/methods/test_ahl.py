@@ -296,6 +296,7 @@ def test_the_recipes() -> None:
     assert (paper.base_rate, paper.base_decay, paper.extractor_rate) == (2e-4, 1e-5, 1)
     assert (paper.learning_rate, paper.weight_decay, paper.inner_rate) == (2e-3, 1e-4, 2e-4)
     assert (paper.clusters, paper.history, paper.inner_steps) == (3, 5, 3)
+    assert paper.watched == 64
     assert (paper.margin, paper.draws, paper.top_fraction, paper.references) == (5, 5000, 0.1, 5)
     assert round(paper.min_steps * (1 - paper.base_share)) == 30
     assert round(paper.min_steps * paper.base_share) == 600

@@ -38,7 +38,7 @@ class AhlConfig(DraConfig):
     inner_steps: Annotated[int, Range(1, 100)] = 1
     inner_rate: Positive = 2e-4
     history: Annotated[int, Range(1, 100)] = 5
-    watched: Annotated[int, Range(8, 4096)] = 48
+    watched: Annotated[int, Range(8, 4096)] = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,4 +61,5 @@ class AhlConfig(DraConfig):
             extractor_rate=1.0,
             base_share=600 / 630,
             inner_steps=3,
+            watched=64,
         )
