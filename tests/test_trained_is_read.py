@@ -43,6 +43,8 @@ TINY: dict[str, Any] = {
     "width": 32,
     "heads": 4,
     "depth": 1,
+    # Of DRA and AHL.
+    "levels": 1,
     # Of EfficientAD.
     "teacher_steps": 3,
     "teacher_batch_size": 4,

@@ -10,6 +10,7 @@ import torch
 from naive import f64
 from torch import Tensor, nn
 
+from blemish.errors import ConfigError
 from blemish.methods.tasks import (
     KINDS,
     LABELLED,
@@ -157,6 +158,13 @@ def test_without_defects() -> None:
     assert found.learned.shape == found.held.shape == (2, 0)
     assert len(found.resembled(drawn(0, 3, 2, 2))) == 0
     assert len(found.resembled(drawn(2, 3, 2, 2))) == 0
+
+
+def test_one_location_is_too_few() -> None:
+    features = drawn(7, 3, 1, 1)
+    kinds = torch.tensor([0, 0, 0, 0, 1, 2, 3])
+    with pytest.raises(ConfigError, match=r"^image_size: .* fewer levels"):
+        Known(tasks_of(2, 0), True, 5, features, kinds, [features], [], [])
 
 
 class Cubic(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from blemish.errors import ConfigError
 from blemish.methods.coreset import farthest_points
 from blemish.types import NORMAL
 
@@ -62,6 +63,7 @@ class Known:
         defects: mean features of the labelled ones, M D.
         learned, held: bool T M, which of these are in each task's support set, and in its query
             set; a single one is in both.
+    Raises: ConfigError where the smallest size has one location.
     """
 
     def __init__(
@@ -75,6 +77,11 @@ class Known:
         reference: list[Tensor],
         insides: list[Tensor | None],
     ) -> None:
+        if features[-1].shape[2:].numel() < 2:  # of a set of one picture batch norm needs several
+            raise ConfigError(
+                "image_size: the smallest size in which pictures are looked at has a single "
+                "location; a larger image_size or fewer levels are needed"
+            )
         self.features, self.reference, self.insides = features, reference, insides
         plain, labelled, first = kinds == PLAIN, kinds == LABELLED, features[0]
         self.labels = (~plain).long()
