@@ -16,12 +16,12 @@ differentiated; made anomalies are CutMix, CutPaste and DRAEM's; gradients are c
 Deviates: a step is one on a batch, where the authors' has 20 of each set; so normal pictures of a
 batch are divided by which of the two clusters they lie nearer to, those of a third one, too. The
 clusters, and what ψ sees, are of `watched` pictures of the sample; a known defect is on the side of
-the watched one that it resembles most. Batch norm has running statistics (in the code none), and a
-third of the batch has anomalies made. DRAEM's textures are generated. The weights of eq. 7 count as
-printed, in the code with 0.5 + 0.5 w; until ψ has seen K steps they are 1/T. Weight decay does not
-act on ψ, whose rate drops as that of g. In the code clusters are filled with other pictures than
-their members, and the residual head has a scale of 0 before a ReLU, so that it never learns: not
-here. A run too short for a step of g keeps the heads of the first stage: it is DRA.
+the watched one that it resembles most. Pictures are turned in both stages; a third of a batch has
+anomalies made; DRAEM's textures are generated. Batch norm has running statistics (in the code
+none). The weights of eq. 7 count as printed, in the code with 0.5 + 0.5 w; until ψ has seen K steps
+they are 1/T. Weight decay does not act on ψ, whose rate drops as that of g. In the code clusters
+are filled with other pictures than their members, and the residual head has a scale of 0 before a
+ReLU, so that it never learns: not here. A run too short for a step of g is DRA.
 
 `best` is for encoders at hand, which stay as they are, so that there is no first stage; batches are
 those of `dra`, pictures are not turned, a base model takes one step. The rest is the paper's.
