@@ -69,6 +69,7 @@ PARTS: dict[str, tuple[Line, ...]] = {
     "rivals": (
         *((name, "best", FOCUS, None, (SCREW, TILE, BOTTLE), (0,)) for name in RIVALS),
         ("dra", "best", FOCUS, 10, MEDICAL, (0,)),
+        ("ahl", "best", FOCUS, 10, MEDICAL, (0,)),
     ),
 }
 BATCHES = (1, 64)
@@ -78,7 +79,7 @@ SPEED = (
     *(("guided", "best", FOCUS), ("agpnet", "best", FOCUS), ("atacnet", DEVNET, LITE)),
     ("guided", "paper-aaai", (*FOCUS, "pretraining=none")),
     *((method, "best", FOCUS) for method in ("lda", "patchcore", "knn", "padim", "spade")),
-    *((method, "best", FOCUS) for method in (*RIVALS, "dra")),
+    *((method, "best", FOCUS) for method in (*RIVALS, "dra", "ahl")),
 )
 
 

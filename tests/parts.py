@@ -42,6 +42,7 @@ BRIEFER: dict[str, dict[str, Any]] = {
     "guided": {"min_steps": 2},
     "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
     "dra": {"min_steps": 40, "learning_rate": 3e-3},
+    "ahl": {"min_steps": 30, "learning_rate": 3e-3, "clusters": 2, "watched": 8},
     "draem": {"min_steps": 150, "learning_rate": 1e-2, "width": 8, "share": 1.0},
 }
 

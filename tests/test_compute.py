@@ -141,6 +141,7 @@ def test_the_flags_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "uniad",
         "efficientad",
         "dra",
+        "ahl",
         "draem",
     ],
 )

@@ -51,6 +51,7 @@ of_the_trained = pytest.mark.parametrize(
         "uniad",
         "efficientad",
         "dra",
+        "ahl",
         "draem",
     ],
 )

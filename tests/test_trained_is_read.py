@@ -43,6 +43,8 @@ TINY: dict[str, Any] = {
     "width": 32,
     "heads": 4,
     "depth": 1,
+    # Of DRA and AHL.
+    "levels": 1,
     # Of EfficientAD.
     "teacher_steps": 3,
     "teacher_batch_size": 4,
@@ -124,11 +126,9 @@ def judged(method: Method, images: Tensor) -> list[Tensor]:
 
 
 def check(learner: Learner, names: list[str], look: Callable[[], list[Tensor]]) -> None:
-    inert = [
-        name
-        for name in unread(learner, names, look)
-        if not name.startswith(learner.training_only or ("-",))
-    ]
+    read = [name for name in names if not name.startswith(learner.training_only or ("-",))]
+    assert read
+    inert = unread(learner, read, look)
     assert not inert, f"trained and never read: {inert}"
 
 

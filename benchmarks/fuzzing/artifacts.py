@@ -123,7 +123,7 @@ def settings_of(method: str) -> dict[str, Any]:
     return {
         **TINY,
         **brief,
-        **({"min_steps": 2, "learning_rate": 3e-4} if method in {"atacnet", "dra"} else {}),
+        **({"min_steps": 2, "learning_rate": 3e-4} if method in {"atacnet", "dra", "ahl"} else {}),
     }
 
 

@@ -6,7 +6,7 @@ from blemish.bench import suites
 from blemish.bench.results import Sheet
 from blemish.bench.results.overview import alike, commits, device, flags, size
 from blemish.bench.results.sheets import figure
-from questions.kinds import of_kind, rows_of
+from questions.kinds import LABELLED, of_kind, rows_of
 from questions.matrix import COLUMNS, LINES, covered, image_auroc, matrix
 from questions.published import ELSEWHERE, suite_section
 from questions.question import NOTHING, Measured, Question, listed, sections
@@ -38,9 +38,7 @@ def answer(measured: Measured) -> str:
 
 def parts(measured: Measured) -> list[str]:
     cells = covered(measured)
-    own = {
-        line.label: cells[line.label] for line in LINES if line.method in {"lda", "atacnet", "dra"}
-    }
+    own = {line.label: cells[line.label] for line in LINES if line.method in LABELLED}
     suites_here = [suite_section(measured, name) for name in suites.names() if name in ELSEWHERE]
     rows = rows_of(measured, of_kind("defects"), "Rows")
     matrices = sections(matrix(own, "All methods, all data sets", CELLS))

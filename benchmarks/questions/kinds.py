@@ -11,7 +11,7 @@ from blemish.bench.results.rows import departures
 from questions.question import Measured, Row, section
 
 # Methods that learn from labelled defects, if there are any.
-LABELLED = frozenset({"atacnet", "dra", "lda"})
+LABELLED = frozenset({"ahl", "atacnet", "dra", "lda"})
 # What may differ from a recipe that still counts as it.
 FREE = frozenset({"backbone", "image_size", "layers", "cache_gib", "epochs", "min_steps"})
 

@@ -57,7 +57,7 @@ def _detector(method: str, fitted: Fitted) -> Detector:
     if not METHODS[method].takes_defects:
         return fitted(method)
     paper = {"recipe": "paper", "calibration_fraction": 0, "min_steps": 3}
-    settings = settings_of(method) | (paper if method in {"atacnet", "dra"} else {})
+    settings = settings_of(method) | (paper if method in {"atacnet", "dra", "ahl"} else {})
     defects = [part(seed, defect=True) for seed in range(3)]
     return blemish.fit(method, [part(seed) for seed in range(8)], anomalies=defects, **settings)
 

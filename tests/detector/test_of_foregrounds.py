@@ -274,7 +274,7 @@ def test_hostile_artifacts(field: str, value: Any, tmp_path: Path) -> None:
         blemish.load(path)
 
 
-@pytest.mark.parametrize("method", ["lda", "atacnet", "dra", "guided", "agpnet"])
+@pytest.mark.parametrize("method", ["lda", "atacnet", "dra", "ahl", "guided", "agpnet"])
 def test_a_score_of_the_whole_picture_is_refused(method: str) -> None:
     more = {"guided": {"score": "class"}, "agpnet": {"score_window": 0.1}}.get(method, {})
     with pytest.raises(ConfigError, match=r"foreground: the score of .* is one of the whole"):

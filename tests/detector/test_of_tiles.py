@@ -25,7 +25,7 @@ from blemish.report.galleries import _Embedding
 from blemish.types import Failure, Prediction, Sample
 
 METHODS = ["patchcore", "knn", "padim", "spade", "agpnet", "dinomaly", "vitad", "simplenet"]
-METHODS += ["uniad", "efficientad", "atacnet", "dra", "draem", "lda", "guided"]
+METHODS += ["uniad", "efficientad", "atacnet", "dra", "ahl", "draem", "lda", "guided"]
 HEIGHT, WIDTH = 150, 200
 TILE = {"tile": 64, "overlap": 0.25}
 
@@ -271,7 +271,7 @@ def test_a_small_dot_in_a_large_picture(settings: dict[str, Any], is_found: bool
         assert width * height < 40 * 40
 
 
-@pytest.mark.parametrize("method", [each for each in METHODS if each not in {"atacnet", "dra"}])
+@pytest.mark.parametrize("method", [it for it in METHODS if it not in {"atacnet", "dra", "ahl"}])
 def test_every_method(method: str) -> None:
     settings = settings_of(method)
     good = [large(seed) for seed in range(6)]
@@ -299,7 +299,7 @@ def defects(tmp_path: Path, write: Write) -> Path:
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("method", ["lda", "atacnet", "dra"])
+@pytest.mark.parametrize("method", ["lda", "atacnet", "dra", "ahl"])
 def test_known_defects_are_learned_where_they_are(method: str, defects: Path) -> None:
     good = [large(seed) for seed in range(6)]
     found = blemish.fit(method, good, anomalies=defects, **settings_of(method), **TILE)

@@ -27,7 +27,7 @@ from blemish.regions import region_level
 from blemish.types import Failure, Prediction, Sample
 
 METHODS = ["patchcore", "knn", "padim", "spade", "agpnet", "dinomaly", "vitad", "simplenet"]
-METHODS += ["uniad", "efficientad", "atacnet", "dra", "draem", "lda", "guided"]
+METHODS += ["uniad", "efficientad", "atacnet", "dra", "ahl", "draem", "lda", "guided"]
 KEPT = ["fit", "pad", "crop"]
 HEIGHT, WIDTH = 64, 128
 # Upper left corners as shares of the picture, in the half that `crop` shows.

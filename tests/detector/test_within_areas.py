@@ -38,6 +38,7 @@ OTHERS = [
     "uniad",
     "efficientad",
     "dra",
+    "ahl",
     "draem",
 ]
 
@@ -283,7 +284,7 @@ def test_it_is_narrowed_within_the_area_of_the_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["atacnet", "agpnet", "vitad", "uniad", "guided", "dra", "draem"]
+    "method", ["atacnet", "agpnet", "vitad", "uniad", "guided", "dra", "ahl", "draem"]
 )
 def test_a_score_of_the_whole_picture_cannot_be_narrowed(method: str) -> None:
     window = {"score_window": 0.1}

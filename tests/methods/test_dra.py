@@ -2,144 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
-from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from naive import f64, upsampled
+from small_dra import (
+    HEIGHT,
+    WIDTH,
+    Weights,
+    batch_of,
+    deviation,
+    dra,
+    features_of,
+    halved,
+    heads,
+    learned,
+    pictures,
+    weights_of,
+)
 from torch import Tensor
 
 import blemish
 from blemish.area import SIDE, Area
-from blemish.backbones import Backbone, build
 from blemish.errors import ArtifactError, ConfigError
 from blemish.methods.dra import Dra, DraConfig
 from blemish.methods.learner import TrainingBatch
-
-HEIGHT, WIDTH = 64, 96
-TINY: dict[str, Any] = {
-    **{"backbone": "test_vit", "image_size": (HEIGHT, WIDTH), "layers": (2,), "hidden": 6},
-    **{"references": 3, "smoothing": 0.0},
-}
-Weights = dict[str, Tensor]
-
-
-@cache
-def backbone_of(name: str) -> Backbone:
-    return build(name, weights="random", seed=3)
-
-
-def dra(**settings: Any) -> Dra:
-    """A small one, with norms and statistics that are not those of the start."""
-    config = DraConfig(**(TINY | settings))
-    method = Dra(config, copy.deepcopy(backbone_of(config.backbone))).eval()
-    norm, generator = method.residual[1], torch.Generator().manual_seed(5)
-    assert isinstance(norm, torch.nn.BatchNorm2d)
-    with torch.no_grad():
-        for values in (norm.weight, norm.running_var):
-            assert values is not None
-            values.uniform_(0.5, 1.5, generator=generator)
-        for values in (norm.bias, norm.running_mean):
-            assert values is not None
-            values.normal_(generator=generator)
-    return method
-
-
-def pictures(count: int = 3, seed: int = 0, width: int = WIDTH) -> Tensor:
-    return torch.randn(count, 3, HEIGHT, width, generator=torch.Generator().manual_seed(seed))
-
-
-def learned(method: Dra) -> Dra:
-    """After a training of no step, on the pictures of seed 9."""
-    method.start_training(TrainingBatch(pictures(5, seed=9), {}))
-    method.end_training(1)
-    return method
-
-
-def weights_of(method: Dra) -> Weights:
-    """In float64, without the extractor's."""
-    state = method.state_dict()
-    return {name: each.double() for name, each in state.items() if not name.startswith("backbone")}
-
-
-# The oracle: float64, one picture and one location at a time
-
-
-def halved(images: Tensor) -> Tensor:
-    """Every second pixel."""
-    return images[:, :, ::2, ::2]
-
-
-def perceptron(weights: Weights, feature: Tensor) -> Tensor:
-    """Normality of the mean feature D."""
-    inner = weights["normality.0.weight"] @ feature + weights["normality.0.bias"]
-    inner = torch.where(inner > 0, inner, 0)
-    return (weights["normality.2.weight"][0] @ inner + weights["normality.2.bias"][0]).abs()
-
-
-def scored(weights: Weights, name: str, features: Tensor) -> Tensor:
-    """|s| of features D h w: h w."""
-    weight, bias = weights[f"{name}.weight"][0, :, 0, 0], weights[f"{name}.bias"][0]
-    rows = [[(weight @ place + bias).abs() for place in row] for row in features.permute(1, 2, 0)]
-    return torch.stack([torch.stack(row) for row in rows])
-
-
-def convolved(weights: Weights, residuals: Tensor, *, training: bool) -> Tensor:
-    """The convolution, batch norm and ReLU on residuals B D h w."""
-    kernel, (count, _, height, width) = weights["residual.0.weight"], residuals.shape
-    padded = torch.nn.functional.pad(residuals, (1, 1, 1, 1))
-    cells = [
-        [(kernel * padded[n, None, :, y : y + 3, x : x + 3]).sum((1, 2, 3)) for x in range(width)]
-        for n in range(count)
-        for y in range(height)
-    ]
-    found = torch.stack([torch.stack(row) for row in cells]).reshape(count, height, width, -1)
-    mean, spread = (weights[f"residual.1.running_{name}"] for name in ("mean", "var"))
-    if training:
-        rows = found.flatten(0, 2)
-        mean = rows.sum(0) / len(rows)
-        spread = ((rows - mean) ** 2).sum(0) / len(rows)
-    found = (found - mean) / (spread + 1e-5).sqrt()
-    found = found * weights["residual.1.weight"] + weights["residual.1.bias"]
-    return torch.where(found > 0, found, 0).permute(0, 3, 1, 2)
-
-
-def top(values: Tensor, share: float) -> Tensor:
-    count = max(1, round(share * values.numel()))
-    return torch.stack(sorted(values.flatten(), reverse=True)[:count]).sum() / count
-
-
-def heads(
-    weights: Weights, sized: list[tuple[Tensor, Tensor]], share: float, *, training: bool = False
-) -> tuple[Tensor, list[Tensor]]:
-    """Scores 4 B and maps, B h w for each size, of features and reference features in each."""
-    scores, maps = [], []
-    for features, reference in sized:
-        residuals = convolved(weights, reference - features, training=training)
-        rows, summed = [], []
-        for feature, residual in zip(features, residuals, strict=True):
-            mean = feature.sum((1, 2)) / feature[0].numel()
-            found = [scored(weights, name, feature) for name in ("seen", "pseudo")]
-            found.append(scored(weights, "residual.3", residual))
-            tops = [top(each, share) for each in found]
-            rows.append(torch.stack([perceptron(weights, mean), *tops]))
-            summed.append(found[0] + found[1] + found[2])
-        scores.append(torch.stack(rows, dim=1))
-        maps.append(torch.stack(summed))
-    return (scores[0] + scores[1]) / 2, maps
-
-
-def features_of(method: Dra, images: Tensor) -> list[Tensor]:
-    """Of both sizes, float64 B D h w."""
-    with torch.no_grad():
-        sized = (images, halved(images))
-        return [method._extracted(method.see(each)).double() for each in sized]
-
 
 # Scores
 
@@ -190,22 +80,10 @@ def test_the_reference_is_the_mean_of_normal_pictures_only() -> None:
 # Training
 
 
-def batch_of(count: int = 7, seed: int = 1) -> TrainingBatch:
-    labels = torch.arange(count) % 3 // 2
-    return TrainingBatch(pictures(count, seed), {}, labels)
-
-
-def deviation(score: Tensor, *, deviating: bool, reference: Tensor, margin: float) -> Tensor:
-    mean = reference.sum() / len(reference)
-    spread = (((reference - mean) ** 2).sum() / (len(reference) - 1)).sqrt()
-    off = (score - mean) / spread
-    return torch.where(off < margin, margin - off, 0) if deviating else off.abs()
-
-
 def oracle(method: Dra, weights: Weights, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """The loss of a step of seed 11, and the heads' scores."""
     torch.manual_seed(11)
-    images, _, plain, normal = method.mixed(batch)
+    images, plain, normal = method.mixed(batch)
     kinds = ["normal"] * plain + ["pseudo"] * (normal - plain)
     kinds += ["seen"] * (len(images) - normal)
     everything = torch.cat([method.examples, images])
@@ -293,11 +171,10 @@ def test_batches_are_normal_pseudo_and_labelled(count: int, defects: int) -> Non
     images = grid + 10.0 * torch.arange(count)[:, None, None, None].expand(-1, 3, 1, 1)
     labels = (torch.arange(count) >= count - defects).long() if defects else None
     given = images.clone()
-    made, told, plain, normal = method.mixed(TrainingBatch(images, {}, labels))
+    made, plain, normal = method.mixed(TrainingBatch(images, {}, labels))
     assert torch.equal(images, given)
     assert labels is None or labels.sum() == defects  # nor are they changed
     assert (plain, normal) == (math.ceil((count - defects) / 2), count - defects)
-    assert told.tolist() == [0] * plain + [1] * (count - plain)
     rows = [next((n for n in range(count) if torch.equal(one, given[n])), None) for one in made]
     assert None not in rows[:plain] + rows[normal:]
     assert set(rows[normal:]) == set(range(normal, count))
@@ -309,6 +186,21 @@ def test_batches_are_normal_pseudo_and_labelled(count: int, defects: int) -> Non
         assert 0.01 < changed.float().mean() < 0.17
         rows_, columns = changed.any(1), changed.any(0)
         assert changed.sum() >= 0.9 * rows_.sum() * columns.sum()  # a rectangle
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_piece_is_of_the_picture_itself_or_of_the_one_before(
+    other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blemish.methods.dra.recoloured", lambda images, _: images)
+    ramp = torch.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) / HEIGHT / WIDTH
+    images = (ramp + torch.arange(6)[:, None, None, None]).expand(-1, 3, -1, -1)
+    made = dra().pasted(images, 2, 5, other=other)
+    for row in range(6):
+        changed = (made[row] != images[row]).any(0)
+        assert bool(changed.any()) == (2 <= row < 5)
+        origins = made[row][:, changed].floor().unique().tolist()  # type: ignore[no-untyped-call]
+        assert origins == ([row - other] if 2 <= row < 5 else [])
 
 
 def test_fewer_rows_than_kinds() -> None:
@@ -324,7 +216,7 @@ def test_pieces_are_pasted_in_the_area_only() -> None:
     method = dra()
     method.set_area(Area.of(inside))
     images = pictures(12)
-    made, _, plain, _ = method.mixed(TrainingBatch(images, {}))
+    made, plain, _ = method.mixed(TrainingBatch(images, {}))
     changed = (made != images).any(1)
     assert changed[plain:].flatten(1).any(1).all()
     assert not changed[:plain].any()

@@ -62,8 +62,8 @@ Anomalies = Annotated[
     list[Path] | None,
     Option(
         metavar="DEFECTS",
-        help="Pictures of known defects to learn from (lda, atacnet, dra): folders, data sets, "
-        "files; repeatable. Evaluation leaves out those that were learned from.",
+        help="Pictures of known defects to learn from (lda, atacnet, dra, ahl): folders, data "
+        "sets, files; repeatable. Evaluation leaves out those that were learned from.",
     ),
 ]
 Layers = Annotated[str | None, Option(metavar="LIST", help="Layers of the backbone, as in 4,8.")]

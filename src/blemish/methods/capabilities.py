@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from blemish.backbones import Features
+from blemish.errors import ConfigError
 from blemish.types import Batch, Mode, Progress, Scores
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class LeavesOneOut(Protocol):
 
     def leaves_one_out(self) -> bool:
         """Whether it can with these settings."""
+        return True
 
     def knows_several(self) -> bool:
         """Whether it has something to compare a picture with, now."""
@@ -99,6 +101,14 @@ class LeavesOneOut(Protocol):
     def good_scores(self) -> dict[int, float] | None:
         """What each picture that it learned from scores so, by owner; None where it is not kept."""
         return None
+
+
+def nothing_left(what: str, setting: str, size: int) -> ConfigError:
+    """Of a memory of `size` that knows one picture, and is asked to leave it out."""
+    return ConfigError(
+        f"{what} of one training picture only, which leaves none to compare it with; raise "
+        f"{setting} ({size})"
+    )
 
 
 @runtime_checkable

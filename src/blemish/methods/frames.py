@@ -61,6 +61,12 @@ def filled(values: Tensor, known: Tensor) -> Tensor:
     return values.gather(1, at[:, :, None].expand_as(values))
 
 
+def mean_of(values: Tensor, known: Tensor) -> Tensor:
+    """Of values B N D the mean over the places that are known, as of `filled`: B D."""
+    counted = known[:, :, None].float()
+    return (values * counted).sum(1) / counted.sum(1)
+
+
 def _any_along(inside: Tensor, count: int) -> Tensor:
     """Whether there is any True in each of `count` equal parts of the rows of bool B H W."""
     rows = inside.shape[1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blemish.backbones import Backbone, Features
 from blemish.config import Fraction, FractionAbove0, NotNegative, Positive, Range
@@ -112,19 +112,26 @@ class Labelled(EndToEnd, TrainedMethod):
             parameter.requires_grad_(gradient is not None)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        extractor = [each for each in self.backbone.parameters() if each.requires_grad]
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        return torch.optim.Adam(
+            self.groups(), lr=rate, weight_decay=decay, decoupled_weight_decay=self.decoupled
+        )
+
+    def groups(self) -> list[dict[str, Any]]:
+        """What is learned, as groups of the optimiser."""
+        extractor = self.of_the_extractor()
         own = [
             each
             for name, each in self.named_parameters()
             if each.requires_grad and not name.startswith("backbone.")
         ]
-        rate, decay = self.config.learning_rate, self.config.weight_decay
+        rate = self.config.learning_rate * self.config.extractor_rate
         groups: list[dict[str, Any]] = [{"params": own}]
-        if extractor:
-            groups.append({"params": extractor, "lr": rate * self.config.extractor_rate})
-        return torch.optim.Adam(
-            groups, lr=rate, weight_decay=decay, decoupled_weight_decay=self.decoupled
-        )
+        return [*groups, {"params": extractor, "lr": rate}] if extractor else groups
+
+    def of_the_extractor(self) -> list[nn.Parameter]:
+        """What of it is learned."""
+        return [each for each in self.backbone.parameters() if each.requires_grad]
 
     def learning_rate_factor(self, fraction: float) -> float:
         """Steps down; in the papers after 10 and 20 of 30 epochs."""

@@ -112,12 +112,14 @@ class Learner(nn.Module):
         training_only: how the names of trained tensors begin that serve training alone, as a
             projection head that is thrown away; a change of any other trained tensor changes what
             is given.
+        in_turns: whether some of what is trained takes no part in some steps.
         class_counts: how many normal rows and how many labelled defects it is trained on, over all
             processes; the engine sets them before `start_training`.
     """
 
     name: ClassVar[str]
     training_only: ClassVar[tuple[str, ...]] = ()
+    in_turns: ClassVar[bool] = False
     config: Schedule
     backbone: Backbone
     clip_norm: float = 1.0

@@ -28,7 +28,13 @@ from blemish.backbones.cells import resampled
 from blemish.errors import ArtifactError, ConfigError
 from blemish.methods import compressing, merging
 from blemish.methods.base import Method, map_size, reported, some_of
-from blemish.methods.capabilities import Batches, Extends, LearnsInParts, LeavesOneOut
+from blemish.methods.capabilities import (
+    Batches,
+    Extends,
+    LearnsInParts,
+    LeavesOneOut,
+    nothing_left,
+)
 from blemish.methods.closer import (
     FINE_BANK,
     PICTURES,
@@ -242,9 +248,6 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
     def judge(self, features: Features, images: Tensor) -> Scores:
         return self._judged(features, images, None)
 
-    def leaves_one_out(self) -> bool:
-        return True
-
     def knows_several(self) -> bool:
         both = (self.owners,) if self.coarse is None else (self.owners, self.coarse.owners)
         return all(bool((owners != owners[:1]).any()) for owners in both)
@@ -319,10 +322,7 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         for one, owner in zip(embedded, without.to(owners.device), strict=True):
             own = owners == owner
             if bool(own.all()):
-                raise ConfigError(
-                    "the bank holds patches of one training picture only, which leaves none to "
-                    f"compare it with; raise bank_size ({self.config.bank_size})"
-                )
+                raise nothing_left("the bank is", "bank_size", self.config.bank_size)
             each.append(leaving(one, excluded=own))
         return torch.stack(each)
 

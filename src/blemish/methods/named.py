@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from blemish.errors import ConfigError, unknown_name
 from blemish.methods.adaptation import Adapter
+from blemish.methods.ahl import Ahl
 from blemish.methods.atacnet import AtacNet
 from blemish.methods.base import Method
 from blemish.methods.capabilities import Adapts, LooksAtScales
@@ -14,7 +15,13 @@ from blemish.methods.lda import Lda
 from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Mode
 
-METHODS: dict[str, type[Method]] = {**UNSUPERVISED, "lda": Lda, "atacnet": AtacNet, "dra": Dra}
+METHODS: dict[str, type[Method]] = {
+    **UNSUPERVISED,
+    "lda": Lda,
+    "atacnet": AtacNet,
+    "dra": Dra,
+    "ahl": Ahl,
+}
 
 
 def method_class(name: str) -> type[Method]:

@@ -30,10 +30,10 @@ from blemish.backbones import Backbone, Features
 from blemish.config import Range
 from blemish.errors import ConfigError
 from blemish.methods.base import Method, MethodConfig, Pooling, reported
-from blemish.methods.capabilities import Batches, LeavesOneOut
+from blemish.methods.capabilities import Batches, LeavesOneOut, nothing_left
 from blemish.methods.coreset import least_squares
 from blemish.methods.embedding import join
-from blemish.methods.frames import filled
+from blemish.methods.frames import filled, mean_of
 from blemish.methods.stored import Free, Stored, numbers
 from blemish.types import Batch, Progress, Scores
 
@@ -118,8 +118,7 @@ class Spade(Method, LeavesOneOut):
         tokens, grid = features.tokens[self._whole].float(), features.grids[self._whole]
         if not (self.bounded or self.framed):
             return tokens.mean(1)
-        known = self._framed(images, grid).flatten(1)[:, :, None].float()
-        return (tokens * known).sum(1) / known.sum(1)
+        return mean_of(tokens, self._framed(images, grid).flatten(1))
 
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
         kept: list[tuple[float, Tensor, Tensor, int]] = []  # with a random key each
@@ -187,9 +186,6 @@ class Spade(Method, LeavesOneOut):
         distances = values.masked_fill(~found, 0).sum(1) / found.sum(1)
         return distances, torch.where(found, pictures, pictures[:, :1])
 
-    def leaves_one_out(self) -> bool:
-        return True
-
     def knows_several(self) -> bool:
         return bool((self.owners != self.owners[:1]).any())
 
@@ -200,8 +196,5 @@ class Spade(Method, LeavesOneOut):
         """
         others = batch.owners.to(self.owners.device)[:, None] != self.owners
         if not bool(others.any(1).all()):
-            raise ConfigError(
-                "the gallery holds one training picture only, which leaves none to compare it "
-                f"with; raise gallery_size ({self.config.gallery_size})"
-            )
+            raise nothing_left("the gallery is", "gallery_size", self.config.gallery_size)
         return self._judged(features, batch.images, others)

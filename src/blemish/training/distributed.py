@@ -104,7 +104,8 @@ def training_step(method: Learner) -> TrainingStep:
     """`method.training_step`, the gradients of which are the mean over the processes.
 
     Every process starts with the parameters and buffers of rank 0, whatever sample it has started
-    from itself; every learned parameter has to take part in every loss.
+    from itself; every learned parameter has to take part in every loss, unless it is said that
+    some do not (`Learner.in_turns`).
     """
     if processes() == 1:
         return method.training_step
@@ -113,6 +114,7 @@ def training_step(method: Learner) -> TrainingStep:
     # Not before every step; torch has renamed the switch.
     renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    switch["find_unused_parameters"] = method.in_turns
     return DistributedDataParallel(_Step(method), **switch)
 
 
