@@ -8,9 +8,11 @@ import random
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from blemish.methods import merging
@@ -142,14 +144,77 @@ def test_a_sample_does_not_depend_on_the_parts(parts: int, size: int, seed: int)
     assert len(whole["features"]) == min(size, 60)
 
 
-def test_a_sample_is_uniform() -> None:
-    counts = np.zeros(40)
-    for seed in range(500):
-        counts[sample_of(unit_points(40, 2), range(20), 10, seed, 2)["owners"].numpy() * 2] += 1
-    # Of 20 pictures of two features each, ten are drawn: so often is one of a picture.
-    drawn = counts[::2]
-    assert drawn.sum() > 0
-    assert abs(drawn / 500 - 0.5).max() < 0.15
+@pytest.mark.parametrize("turns", [(64,), (1, 900, 17), (5000,)])
+def test_a_sample_is_capped_and_aligned(turns: tuple[int, ...]) -> None:
+    points, part, start, number = unit_points(5000, 3), SamplePart(400, 2), 0, 0
+    while start < len(points):
+        some = points[start : start + turns[number % len(turns)]]
+        owners = torch.arange(start, start + len(some))
+        part.add(some, owners, [(number, len(some))])
+        assert len(part.state()["features"]) <= 400
+        start, number = start + len(some), number + 1
+    kept, owners = part.state()["features"], part.state()["owners"]
+    assert len(kept) == len(set(owners.tolist())) == 400
+    assert torch.equal(kept, points[owners])
+
+
+def test_a_sample_of_few_is_all_of_them() -> None:
+    points = unit_points(30, 3)
+    found = sample_of(points, range(10), 40, 0, 3)
+    assert torch.equal(found["features"], points)
+    assert found["owners"].tolist() == [number for number in range(10) for _ in range(3)]
+
+
+def test_a_sample_is_uniform_over_its_owners() -> None:
+    # Pictures of very different sizes, early and late: the counts are hypergeometric around
+    # size × share.
+    sizes = np.random.default_rng(0).integers(50, 800, 40)
+    part = SamplePart(2000, 7)
+    for owner, size in enumerate(map(int, sizes)):
+        part.add(torch.zeros(size, 1), torch.full((size,), owner), [(owner, size)])
+    counts = np.bincount(part.state()["owners"].numpy(), minlength=40)
+    assert stats.chisquare(counts, 2000 * sizes / sizes.sum()).pvalue > 1e-3
+
+
+def test_a_sample_takes_each_feature_equally_often() -> None:
+    taken = np.zeros(60)
+    for seed in range(600):
+        part = SamplePart(10, seed)
+        for number in range(20):
+            owners = torch.arange(number * 3, number * 3 + 3)
+            part.add(torch.zeros(3, 1), owners, [(number, 3)])
+        taken[part.state()["owners"].numpy()] += 1
+    assert taken.sum() == 6000
+    assert stats.chisquare(taken).pvalue > 1e-3
+
+
+def test_a_sample_follows_its_seed() -> None:
+    points = unit_points(60, 2)
+    drawn = [sample_of(points, range(20), 10, seed, 3)["owners"].tolist() for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_full_sample_goes_on_as_one_of_all_that_was_seen() -> None:
+    shares = []
+    for seed in range(40):
+        part = SamplePart(50, seed)
+        part.resume(torch.zeros(50, 1), torch.zeros(50, dtype=torch.int64), seen=800)
+        part.add(torch.ones(200, 1), torch.ones(200, dtype=torch.int64), [(0, 120), (1, 80)])
+        features, owners = part.state()["features"], part.state()["owners"]
+        assert len(features) == 50
+        assert torch.equal(features[:, 0].long(), owners)
+        shares.append(float(features.mean()))
+    # The share of the new ones among all 1,000.
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.03)
+
+
+def test_keys_of_what_was_kept_are_no_pictures_keys() -> None:
+    part, points = SamplePart(8, 3), unit_points(4, 2)
+    part.resume(points, torch.arange(4), seen=4)
+    kept = part.state()["keys"]
+    for number, seen in ((0, 0), (0, 1), (1, 0)):
+        drawn = np.random.default_rng([3, number, seen]).random(4)
+        assert not np.allclose(1 - kept.numpy(), drawn)
 
 
 def test_a_picture_that_comes_again_gets_other_keys() -> None:

@@ -39,7 +39,7 @@ from blemish.methods.closer import (
     shrunk,
     weights,
 )
-from blemish.methods.coreset import StreamingCoreset, StreamingSample, distance, farthest_points
+from blemish.methods.coreset import distance, farthest_points
 from blemish.methods.embedding import join, laid_out
 from blemish.methods.memory_config import KnnConfig as KnnConfig
 from blemish.methods.memory_config import MemoryConfig as MemoryConfig
@@ -52,9 +52,9 @@ from blemish.types import Batch, Progress, Scores
 
 
 class _Collector(Protocol):
-    def add(self, features: Tensor, owners: Tensor) -> None: ...
+    def add(self, features: Tensor, owners: Tensor, rows: Sequence[tuple[int, int]]) -> None: ...
     def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None: ...
-    def result(self) -> tuple[Tensor, Tensor]: ...
+    def state(self) -> State: ...
 
 
 Bank = tuple[Tensor, Tensor]  # features K D, and the training picture that each came from, K
@@ -147,18 +147,9 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
             self._compress(batches, count, progress)
 
     def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
-        part: SamplePart | CoresetPart | None = None
-        for batch in reported(batches(), "remembering", count, progress):
-            embedded, known = self._seen(batch)
-            counts, flat = known.sum(1).cpu(), embedded[known].cpu()
-            part = part or self._part(flat.shape[1])
-            rows = zip(batch.positions, counts.tolist(), strict=True)
-            part.add(flat, batch.owners.repeat_interleave(counts), [*rows])
+        reading = reported(batches(), "remembering", count, progress)
+        part = self._gathered(self._seen, reading, self.config.bank_size)
         return {} if part is None else part.state()
-
-    def _part(self, dim: int) -> SamplePart | CoresetPart:
-        """What takes in the features of a part, of this width."""
-        raise NotImplementedError
 
     def take(self, state: State, originals: Mapping[int, int]) -> None:
         if not state:
@@ -213,21 +204,36 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         progress: Progress,
     ) -> Bank:
         """A bank of `size` of what a look gives of pictures, and of an `old` one of `rows`."""
-        collector: _Collector | None = None
-        for batch in reading:
-            embedded, known = look(batch)
-            flat = embedded[known].cpu()
-            if collector is None:
-                collector = self._collector(size, flat.shape[1])
-                if rows:
-                    seen = round(rows * len(flat) / len(embedded))
-                    collector.resume(old[0].float().cpu(), old[1].cpu(), seen=seen)
-            collector.add(flat, batch.owners.repeat_interleave(known.sum(1).cpu()))
+        collector = self._gathered(look, reading, size, old, rows)
         if collector is None:
             raise ConfigError("there is no training picture")
         progress("selecting", 0, 0)
-        bank, owners = collector.result()
-        return bank.to(self.backbone.device), owners.to(self.backbone.device)
+        state, device = collector.state(), self.backbone.device
+        return state["features"].to(device), state["owners"].to(device)
+
+    def _gathered(
+        self,
+        look: Seeing,
+        reading: Iterable[Batch],
+        size: int,
+        old: Bank | None = None,
+        rows: int = 0,
+    ) -> _Collector | None:
+        """What has taken in all that a look gives of pictures, after an `old` bank of `rows`; None
+        where there is no picture."""
+        collector: _Collector | None = None
+        for batch in reading:
+            embedded, known = look(batch)
+            counts, flat = known.sum(1).cpu(), embedded[known].cpu()
+            if collector is None:
+                collector = self._collector(size, flat.shape[1])
+                if old is not None and rows:
+                    seen = round(rows * len(flat) / len(embedded))
+                    collector.resume(old[0].float().cpu(), old[1].cpu(), seen=seen)
+            numbers = batch.positions or batch.owners.tolist()
+            owners = batch.owners.cpu().repeat_interleave(counts)
+            collector.add(flat, owners, [*zip(numbers, counts.tolist(), strict=True)])
+        return collector
 
     def next_owner(self) -> int:
         return int(self.owners.max()) + 1
@@ -454,10 +460,7 @@ class PatchCore(MemoryBank):
     Config = PatchCoreConfig
 
     def _collector(self, size: int, dim: int) -> _Collector:
-        return StreamingCoreset(size, dim, search_dtype=self.backbone.dtype)
-
-    def _part(self, dim: int) -> CoresetPart:
-        return CoresetPart(self.config.bank_size, dim, search_dtype=self.backbone.dtype)
+        return CoresetPart(size, dim, search_dtype=self.backbone.dtype)
 
     def merged(self, left: State, right: State) -> State:
         return merging.merged_coresets(left, right, self.config.bank_size)
@@ -482,10 +485,7 @@ class Knn(MemoryBank):
     Config = KnnConfig
 
     def _collector(self, size: int, dim: int) -> _Collector:
-        return StreamingSample(size, dim, seed=self.config.seed)
-
-    def _part(self, dim: int) -> SamplePart:
-        return SamplePart(self.config.bank_size, self.config.seed)
+        return SamplePart(size, self.config.seed)
 
     def merged(self, left: State, right: State) -> State:
         return merging.merged_samples(left, right, self.config.bank_size)

@@ -116,6 +116,10 @@ class CoresetPart:
         it is."""
         self._coreset.add(features, owners)
 
+    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None:
+        """Start from what was kept of `seen` features."""
+        self._coreset.add(features, owners)
+
     def state(self) -> State:
         features, owners = self._coreset.result()
         radius = torch.tensor(self._coreset.radius, dtype=torch.float64)
@@ -136,7 +140,12 @@ def merged_coresets(left: State, right: State, size: int) -> State:
 
 
 class SamplePart:
-    """The features of a part that have the highest keys."""
+    """A uniform random sample of the features of a stream of any length: the `size` of them that
+    have the highest keys (bottom-k sampling: Cohen & Kaplan 2007, "Summarizing Data using Bottom-k
+    Sketches"; here the highest).
+
+    Args: size: hard cap on the features kept. seed: of the keys.
+    """
 
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
@@ -152,6 +161,15 @@ class SamplePart:
             keys.append(torch.from_numpy(drawn.random(count)))
         new = {"features": features, "owners": owners, "keys": torch.cat(keys)}
         self._state = merged_samples(self._state, new, self._size)
+
+    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None:
+        """Start from what was kept of `seen` features: their keys are drawn again, as the highest
+        of so many."""
+        # No picture's: a seed that is shorter is taken as one that ends in zeros.
+        drawn = np.random.default_rng([self._seed, 0, 0, 1]).random(len(features))
+        share = min(1.0, len(features) / seen)
+        keys = torch.from_numpy(1 - share * drawn)
+        self._state = {"features": features, "owners": owners, "keys": keys}
 
     def state(self) -> State:
         return self._state
