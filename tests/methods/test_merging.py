@@ -5,6 +5,7 @@ ones, and whatever the order in which parts are done.
 from __future__ import annotations
 
 import random
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,15 @@ from torch import Tensor
 
 from blemish.methods import merging
 from blemish.methods.coreset import StreamingCoreset, farthest_points
-from blemish.methods.merging import CoresetPart, Node, Reduction, SamplePart, State, folded
+from blemish.methods.merging import (
+    CoresetPart,
+    Node,
+    PartByPart,
+    Reduction,
+    SamplePart,
+    State,
+    folded,
+)
 
 # Squared distances are rounded by float32, their roots by its square root.
 ROUNDED = 1e-3
@@ -40,6 +49,19 @@ def coreset_of(points: Tensor, first: int, size: int, chunk: int = 7) -> State:
         owners = torch.arange(first + start, first + start + len(some))
         part.add(some, owners, [(int(owner), 1) for owner in owners])
     return part.state()
+
+
+def bank_of(states: list[State], size: int) -> State:
+    """Merged in the tree, and the last selection of it."""
+
+    def merge(left: State, right: State) -> State:
+        both = merging.merged_coresets(left, right, size)
+        assert not both or len(both["features"]) <= 2 * size  # what is held is bounded
+        return both
+
+    merged = folded(states, len(states), merge)
+    assert merged is not None
+    return merging.selected_coreset(merged, size)
 
 
 def cut(count: int, parts: int, seed: int) -> list[range]:
@@ -78,8 +100,7 @@ def test_no_feature_lies_farther_from_the_bank_than_the_bound(
 ) -> None:
     points = unit_points(180, 3, seed)
     states = [coreset_of(points[part], part.start, size) for part in cut(180, parts, seed)]
-    merged = folded(states, parts, lambda a, b: merging.merged_coresets(a, b, size))
-    assert merged is not None
+    merged = bank_of(states, size)
     bank = merged["features"]
     assert len(bank) == min(size, 180)
     torch.testing.assert_close(bank, points[merged["owners"]])
@@ -89,8 +110,7 @@ def test_no_feature_lies_farther_from_the_bank_than_the_bound(
 def test_the_bound_is_within_the_promised_factor_of_one_selection() -> None:
     points, size = unit_points(256, 3), 24
     states = [coreset_of(points[at : at + 32], at, size) for at in range(0, 256, 32)]
-    merged = folded(states, 8, lambda a, b: merging.merged_coresets(a, b, size))
-    assert merged is not None
+    merged = bank_of(states, size)
     # The smallest radius of any centres is at least half the least distance of k + 1 points that
     # are far apart; and at least half of what one greedy selection reaches.
     chosen, _ = farthest_points(points, size + 1)
@@ -120,6 +140,56 @@ def test_few_features_are_all_kept_in_their_order() -> None:
     assert float(merged["radius"]) == 0.0
     assert merging.merged_coresets({}, right, 40) is right
     assert merging.merged_coresets(left, {}, 40) is left
+
+
+def test_what_a_tree_holds_is_one_selection() -> None:
+    points, size = unit_points(64, 4), 32
+    states = [coreset_of(points[at : at + 16], at, size) for at in range(0, 64, 16)]
+    chosen, radius = farthest_points(points, size)
+    merged = bank_of(states, size)
+    assert torch.equal(merged["owners"], chosen)
+    assert float(merged["radius"]) == pytest.approx(radius)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 20), st.integers(0, 1000))
+def test_one_after_the_other_is_what_parts_give(
+    pictures: int, part_pictures: int, batch: int, seed: int
+) -> None:
+    size, shuffle = 20, random.Random(seed)
+    # Of each picture from none to five features; some pictures cannot be read.
+    rows = [(at, shuffle.randrange(6)) for at in range(pictures) if shuffle.random() < 0.9]
+    if not rows:
+        return
+    points = unit_points(sum(count for _, count in rows) or 1, 3, seed)
+    owners = torch.tensor([at for at, count in rows for _ in range(count)], dtype=torch.int64)
+    edges = np.cumsum([0, *(count for _, count in rows)])
+    parts = merging.divided(pictures, part_pictures)
+    new = partial(CoresetPart, size, 3, search_dtype=torch.float32)
+    whole = PartByPart(parts, new, partial(merging.merged_coresets, size=size))
+    for first in range(0, len(rows), batch):
+        some = rows[first : first + batch]
+        low, high = edges[first], edges[first + len(some)]
+        whole.add(points[low:high], owners[low:high], some)
+    states: list[State] = []
+    for one in parts:
+        part, inside = new(), [at for at, (number, _) in enumerate(rows) if number in one]
+        for at in inside:
+            low, high = edges[at], edges[at + 1]
+            part.add(points[low:high], owners[low:high], [rows[at]])
+        states.append(part.state() if inside else {})
+    expected, found = bank_of(states, size), merging.selected_coreset(whole.state(), size)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@given(st.integers(0, 40_000))
+def test_pictures_are_divided_at_whole_batches(count: int) -> None:
+    parts = merging.divided(count)
+    assert [at for part in parts for at in part] == [*range(count)]
+    assert all(part.stop % merging.BATCH == 0 for part in parts[:-1])
+    assert len(parts) == min(-(-count // 64), 256)
+    if len(parts) > 1:
+        assert max(map(len, parts)) - min(map(len, parts)) <= 2 * merging.BATCH
 
 
 def sample_of(points: Tensor, rows: range, size: int, seed: int, each: int) -> State:

@@ -133,11 +133,15 @@ class StreamingCoreset:
         self.radius += radius
         self._kept = self._features[: self._filled].to(self._dtype)
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The points that are held now (float32 k D, k <= 2 * size) and their owners (int64 k)."""
+        return self._features[: self._filled].clone(), self._owners[: self._filled].clone()
+
     def result(self) -> tuple[Tensor, Tensor]:
         """The kept points (float32 k D, k <= size) and their owners (int64 k)."""
         if self._filled > self._size:
             self._reduce()
-        return self._features[: self._filled].clone(), self._owners[: self._filled].clone()
+        return self.held()
 
 
 def distance(queries: Tensor, bank: Tensor, *, rounds: bool = False) -> Tensor:
