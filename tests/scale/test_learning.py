@@ -21,7 +21,6 @@ import blemish
 from blemish.compute import pick_device
 from blemish.detector.predict import Detector
 from blemish.errors import ClusterError, ConfigError, DataError, OutputError
-from blemish.methods.merging import divided
 from blemish.scale import kept, learning
 from blemish.scale.hands import Alone, Job
 from blemish.scale.jobs import learn_part, merge_parts, score_part
@@ -323,18 +322,6 @@ def test_pictures_that_workers_do_not_see(
 
     with pytest.raises(DataError, match="is there for this process and not for a worker"):
         learning.fit("knn", good, hands=Elsewhere(), **small("knn"))
-
-
-def test_parts_follow_from_the_number_of_pictures() -> None:
-    for count in (1, 63, 64, 65, 320, 16_384, 1_000_000):
-        parts = divided(count)
-        assert [at for one in parts for at in (one[0], one[-1])] == sorted(
-            at for one in parts for at in (one[0], one[-1])
-        )
-        assert sum(map(len, parts)) == count
-        assert len(parts) == min(-(-count // 64), 256)
-        sizes = {len(one) for one in parts}
-        assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.fixture(scope="module")
