@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from blemish.methods import coreset
-from blemish.methods.coreset import StreamingCoreset, StreamingSample, farthest_points, nearest
+from blemish.methods.coreset import StreamingCoreset, farthest_points, nearest
 
 Points = Callable[[int, int, int], Tensor]
 
@@ -141,9 +140,7 @@ def test_one_centre_is_the_point_nearest_to_the_mean() -> None:
     assert radius == pytest.approx(covering_radius(features, features[chosen]), rel=1e-5)
 
 
-def in_chunks(
-    collector: StreamingCoreset | StreamingSample, features: Tensor, sizes: tuple[int, ...]
-) -> int:
+def in_chunks(collector: StreamingCoreset, features: Tensor, sizes: tuple[int, ...]) -> int:
     """Adds everything in chunks of these sizes, in turn, owner = row number; the most that was ever
     held.
     """
@@ -218,56 +215,6 @@ def test_a_search_in_bfloat16_covers_too() -> None:
     assert kept.dtype == torch.float32
     assert torch.equal(kept, features[owners])
     assert covering_radius(features, kept) < 2 * greedy(features, 150)[1]
-
-
-@pytest.mark.parametrize("sizes", [(64,), (1, 900, 17), (5000,)])
-def test_a_sample_is_capped_and_aligned(sizes: tuple[int, ...]) -> None:
-    features = random_points(5000, 3)
-    sample = StreamingSample(400, 3, seed=2)
-    assert in_chunks(sample, features, sizes) <= 400
-    kept, owners = sample.result()
-    assert len(kept) == len(set(owners.tolist())) == 400
-    assert torch.equal(kept, features[owners])
-
-
-def test_a_sample_of_a_short_stream_is_the_stream() -> None:
-    features = random_points(30, 3)
-    sample = StreamingSample(40, 3)
-    in_chunks(sample, features, (7,))
-    kept, owners = sample.result()
-    assert owners.tolist() == list(range(30))
-    assert torch.equal(kept, features)
-
-
-def test_a_sample_is_uniform_over_its_owners() -> None:
-    # Owners of very different sizes, early and late in the stream: the counts are hypergeometric
-    # around size × share.
-    random = np.random.default_rng(0)
-    sizes = random.integers(50, 800, 40)
-    sample = StreamingSample(2000, 1, seed=7)
-    for owner, size in enumerate(sizes):
-        sample.add(torch.zeros(int(size), 1), torch.full((int(size),), owner))
-    counts = np.bincount(sample.result()[1].numpy(), minlength=40)
-    assert stats.chisquare(counts, 2000 * sizes / sizes.sum()).pvalue > 1e-3
-
-
-def test_a_sample_takes_each_point_equally_often() -> None:
-    taken = np.zeros(60)
-    for seed in range(600):
-        sample = StreamingSample(10, 1, seed=seed)
-        in_chunks(sample, torch.zeros(60, 1), (7,))
-        taken[sample.result()[1].numpy()] += 1
-    assert taken.sum() == 6000
-    assert stats.chisquare(taken).pvalue > 1e-3
-
-
-def test_a_sample_follows_its_seed() -> None:
-    drawn = []
-    for seed in (3, 3, 4):
-        sample = StreamingSample(20, 2, seed=seed)
-        in_chunks(sample, random_points(500, 2), (50,))
-        drawn.append(sample.result()[1].tolist())
-    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def nearest_loop(queries: Tensor, bank: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

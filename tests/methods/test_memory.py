@@ -16,7 +16,7 @@ from torch import Tensor
 from blemish.area import SIDE, Area
 from blemish.backbones import Backbone, build
 from blemish.errors import ConfigError, NotFittedError
-from blemish.methods.coreset import StreamingSample, farthest_points
+from blemish.methods.coreset import farthest_points
 from blemish.methods.embedding import join
 from blemish.methods.memory import Knn, KnnConfig, MemoryBank, PatchCore, PatchCoreConfig
 from blemish.types import Batch, silent
@@ -308,21 +308,6 @@ def test_the_only_picture_of_a_bank_cannot_be_left_out(kind: type[MemoryBank]) -
     assert not method.knows_several()
     with pytest.raises(ConfigError, match=r"one training picture only.*raise bank_size \(40\)"):
         method.score_left_out(next(batches(images(1), 1)))
-
-
-def test_a_full_sample_goes_on_as_one_of_all_that_was_seen() -> None:
-    shares = []
-    for seed in range(40):
-        sample = StreamingSample(50, 1, seed=seed)
-        sample.resume(torch.zeros(50, 1), torch.zeros(50, dtype=torch.int64), seen=800)
-        sample.add(torch.ones(200, 1), torch.ones(200, dtype=torch.int64))
-        features, owners = sample.result()
-        assert len(features) == 50
-        assert torch.equal(features[:, 0].long(), owners)
-        shares.append(float(features.mean()))
-    assert np.mean(shares) == pytest.approx(
-        0.2, abs=0.03
-    )  # the share of the new ones among all 1,000
 
 
 def corner() -> Area:

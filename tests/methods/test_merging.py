@@ -5,17 +5,28 @@ ones, and whatever the order in which parts are done.
 from __future__ import annotations
 
 import random
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from blemish.methods import merging
 from blemish.methods.coreset import StreamingCoreset, farthest_points
-from blemish.methods.merging import CoresetPart, Node, Reduction, SamplePart, State, folded
+from blemish.methods.merging import (
+    CoresetPart,
+    Node,
+    PartByPart,
+    Reduction,
+    SamplePart,
+    State,
+    folded,
+)
 
 # Squared distances are rounded by float32, their roots by its square root.
 ROUNDED = 1e-3
@@ -38,6 +49,19 @@ def coreset_of(points: Tensor, first: int, size: int, chunk: int = 7) -> State:
         owners = torch.arange(first + start, first + start + len(some))
         part.add(some, owners, [(int(owner), 1) for owner in owners])
     return part.state()
+
+
+def bank_of(states: list[State], size: int) -> State:
+    """Merged in the tree, and the last selection of it."""
+
+    def merge(left: State, right: State) -> State:
+        both = merging.merged_coresets(left, right, size)
+        assert not both or len(both["features"]) <= 2 * size  # what is held is bounded
+        return both
+
+    merged = folded(states, len(states), merge)
+    assert merged is not None
+    return merging.selected_coreset(merged, size)
 
 
 def cut(count: int, parts: int, seed: int) -> list[range]:
@@ -76,8 +100,7 @@ def test_no_feature_lies_farther_from_the_bank_than_the_bound(
 ) -> None:
     points = unit_points(180, 3, seed)
     states = [coreset_of(points[part], part.start, size) for part in cut(180, parts, seed)]
-    merged = folded(states, parts, lambda a, b: merging.merged_coresets(a, b, size))
-    assert merged is not None
+    merged = bank_of(states, size)
     bank = merged["features"]
     assert len(bank) == min(size, 180)
     torch.testing.assert_close(bank, points[merged["owners"]])
@@ -87,8 +110,7 @@ def test_no_feature_lies_farther_from_the_bank_than_the_bound(
 def test_the_bound_is_within_the_promised_factor_of_one_selection() -> None:
     points, size = unit_points(256, 3), 24
     states = [coreset_of(points[at : at + 32], at, size) for at in range(0, 256, 32)]
-    merged = folded(states, 8, lambda a, b: merging.merged_coresets(a, b, size))
-    assert merged is not None
+    merged = bank_of(states, size)
     # The smallest radius of any centres is at least half the least distance of k + 1 points that
     # are far apart; and at least half of what one greedy selection reaches.
     chosen, _ = farthest_points(points, size + 1)
@@ -120,6 +142,56 @@ def test_few_features_are_all_kept_in_their_order() -> None:
     assert merging.merged_coresets(left, {}, 40) is left
 
 
+def test_what_a_tree_holds_is_one_selection() -> None:
+    points, size = unit_points(64, 4), 32
+    states = [coreset_of(points[at : at + 16], at, size) for at in range(0, 64, 16)]
+    chosen, radius = farthest_points(points, size)
+    merged = bank_of(states, size)
+    assert torch.equal(merged["owners"], chosen)
+    assert float(merged["radius"]) == pytest.approx(radius)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 20), st.integers(0, 1000))
+def test_one_after_the_other_is_what_parts_give(
+    pictures: int, part_pictures: int, batch: int, seed: int
+) -> None:
+    size, shuffle = 20, random.Random(seed)
+    # Of each picture from none to five features; some pictures cannot be read.
+    rows = [(at, shuffle.randrange(6)) for at in range(pictures) if shuffle.random() < 0.9]
+    if not rows:
+        return
+    points = unit_points(sum(count for _, count in rows) or 1, 3, seed)
+    owners = torch.tensor([at for at, count in rows for _ in range(count)], dtype=torch.int64)
+    edges = np.cumsum([0, *(count for _, count in rows)])
+    parts = merging.divided(pictures, part_pictures)
+    new = partial(CoresetPart, size, 3, search_dtype=torch.float32)
+    whole = PartByPart(parts, new, partial(merging.merged_coresets, size=size))
+    for first in range(0, len(rows), batch):
+        some = rows[first : first + batch]
+        low, high = edges[first], edges[first + len(some)]
+        whole.add(points[low:high], owners[low:high], some)
+    states: list[State] = []
+    for one in parts:
+        part, inside = new(), [at for at, (number, _) in enumerate(rows) if number in one]
+        for at in inside:
+            low, high = edges[at], edges[at + 1]
+            part.add(points[low:high], owners[low:high], [rows[at]])
+        states.append(part.state() if inside else {})
+    expected, found = bank_of(states, size), merging.selected_coreset(whole.state(), size)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@given(st.integers(0, 40_000) | st.just(1_000_000))
+def test_pictures_are_divided_at_whole_batches(count: int) -> None:
+    parts = merging.divided(count)
+    assert [at for part in parts for at in part] == [*range(count)]
+    assert all(part.stop % merging.BATCH == 0 for part in parts[:-1])
+    assert len(parts) == min(-(-count // 64), 256)
+    if len(parts) > 1:
+        assert max(map(len, parts)) - min(map(len, parts)) <= 2 * merging.BATCH
+
+
 def sample_of(points: Tensor, rows: range, size: int, seed: int, each: int) -> State:
     """Of pictures of `each` points."""
     part = SamplePart(size, seed)
@@ -142,14 +214,77 @@ def test_a_sample_does_not_depend_on_the_parts(parts: int, size: int, seed: int)
     assert len(whole["features"]) == min(size, 60)
 
 
-def test_a_sample_is_uniform() -> None:
-    counts = np.zeros(40)
-    for seed in range(500):
-        counts[sample_of(unit_points(40, 2), range(20), 10, seed, 2)["owners"].numpy() * 2] += 1
-    # Of 20 pictures of two features each, ten are drawn: so often is one of a picture.
-    drawn = counts[::2]
-    assert drawn.sum() > 0
-    assert abs(drawn / 500 - 0.5).max() < 0.15
+@pytest.mark.parametrize("turns", [(64,), (1, 900, 17), (5000,)])
+def test_a_sample_is_capped_and_aligned(turns: tuple[int, ...]) -> None:
+    points, part, start, number = unit_points(5000, 3), SamplePart(400, 2), 0, 0
+    while start < len(points):
+        some = points[start : start + turns[number % len(turns)]]
+        owners = torch.arange(start, start + len(some))
+        part.add(some, owners, [(number, len(some))])
+        assert len(part.state()["features"]) <= 400
+        start, number = start + len(some), number + 1
+    kept, owners = part.state()["features"], part.state()["owners"]
+    assert len(kept) == len(set(owners.tolist())) == 400
+    assert torch.equal(kept, points[owners])
+
+
+def test_a_sample_of_few_is_all_of_them() -> None:
+    points = unit_points(30, 3)
+    found = sample_of(points, range(10), 40, 0, 3)
+    assert torch.equal(found["features"], points)
+    assert found["owners"].tolist() == [number for number in range(10) for _ in range(3)]
+
+
+def test_a_sample_is_uniform_over_its_owners() -> None:
+    # Pictures of very different sizes, early and late: the counts are hypergeometric around
+    # size × share.
+    sizes = np.random.default_rng(0).integers(50, 800, 40)
+    part = SamplePart(2000, 7)
+    for owner, size in enumerate(map(int, sizes)):
+        part.add(torch.zeros(size, 1), torch.full((size,), owner), [(owner, size)])
+    counts = np.bincount(part.state()["owners"].numpy(), minlength=40)
+    assert stats.chisquare(counts, 2000 * sizes / sizes.sum()).pvalue > 1e-3
+
+
+def test_a_sample_takes_each_feature_equally_often() -> None:
+    taken = np.zeros(60)
+    for seed in range(600):
+        part = SamplePart(10, seed)
+        for number in range(20):
+            owners = torch.arange(number * 3, number * 3 + 3)
+            part.add(torch.zeros(3, 1), owners, [(number, 3)])
+        taken[part.state()["owners"].numpy()] += 1
+    assert taken.sum() == 6000
+    assert stats.chisquare(taken).pvalue > 1e-3
+
+
+def test_a_sample_follows_its_seed() -> None:
+    points = unit_points(60, 2)
+    drawn = [sample_of(points, range(20), 10, seed, 3)["owners"].tolist() for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_full_sample_goes_on_as_one_of_all_that_was_seen() -> None:
+    shares = []
+    for seed in range(40):
+        part = SamplePart(50, seed)
+        part.resume(torch.zeros(50, 1), torch.zeros(50, dtype=torch.int64), seen=800)
+        part.add(torch.ones(200, 1), torch.ones(200, dtype=torch.int64), [(0, 120), (1, 80)])
+        features, owners = part.state()["features"], part.state()["owners"]
+        assert len(features) == 50
+        assert torch.equal(features[:, 0].long(), owners)
+        shares.append(float(features.mean()))
+    # The share of the new ones among all 1,000.
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.03)
+
+
+def test_keys_of_what_was_kept_are_no_pictures_keys() -> None:
+    part, points = SamplePart(8, 3), unit_points(4, 2)
+    part.resume(points, torch.arange(4), seen=4)
+    kept = part.state()["keys"]
+    for number, seen in ((0, 0), (0, 1), (1, 0)):
+        drawn = np.random.default_rng([3, number, seen]).random(4)
+        assert not np.allclose(1 - kept.numpy(), drawn)
 
 
 def test_a_picture_that_comes_again_gets_other_keys() -> None:

@@ -46,11 +46,13 @@ class LearnsInParts(Fits, Protocol):
     def merged(self, left: State, right: State) -> State:
         """What two parts teach together, of which `left` comes first."""
 
-    def take(self, state: State, originals: Mapping[int, int]) -> None:
+    def take(self, state: State, originals: Mapping[int, int]) -> float | None:
         """Have learned what a state says.
 
         Args: originals: of each picture the first one of the same content, by position, where it
             is another one.
+        Returns: how far any feature of any of the pictures can lie from what was learned, at most;
+            None where nothing says that.
         """
 
     def farthest(self, batch: Batch) -> float | None:

@@ -19,6 +19,8 @@ picture shows, so that two looks can be exported as one can.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +41,22 @@ _RING = 3  # side of the square of patches that are looked at around one that is
 _ABOVE_ALL = 1e4
 _ALIKE = 2e-3  # what the last of all places is put behind the first, for its place alone
 _LEAST = 1e-6  # of a distance: below it there is nothing to compare
+
+
+@dataclass(frozen=True)
+class TwoLooks:
+    """What two looks say of B pictures, on the fine grid h×w.
+
+    Attributes:
+        distances: of the first look, B h w.
+        kept: int64 B K, the patches of the second. embedded: their features, B K D.
+        known: bool B K: those of them that lie where pictures are looked at.
+    """
+
+    distances: Tensor
+    kept: Tensor
+    embedded: Tensor
+    known: Tensor
 
 
 class CoarseLook(nn.Module):

@@ -111,10 +111,6 @@ class StreamingCoreset:
         for start in range(0, len(features), self._size):
             self._add(features[start : start + self._size], owners[start : start + self._size])
 
-    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None:
-        """Start from what was kept of `seen` points."""
-        self.add(features, owners)
-
     def _add(self, features: Tensor, owners: Tensor) -> None:
         if self._radius > 0:
             # Only against what the last reduction kept: a bank of one size. Matrix products of ever
@@ -137,49 +133,15 @@ class StreamingCoreset:
         self.radius += radius
         self._kept = self._features[: self._filled].to(self._dtype)
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The points that are held now (float32 k D, k <= 2 * size) and their owners (int64 k)."""
+        return self._features[: self._filled].clone(), self._owners[: self._filled].clone()
+
     def result(self) -> tuple[Tensor, Tensor]:
         """The kept points (float32 k D, k <= size) and their owners (int64 k)."""
         if self._filled > self._size:
             self._reduce()
-        return self._features[: self._filled].clone(), self._owners[: self._filled].clone()
-
-
-class StreamingSample:
-    """A uniform random sample of at most `size` points from a stream of any length (reservoir by
-    random keys).
-
-    Args: size: hard cap on the points kept. dim: D. seed: of the keys.
-    """
-
-    def __init__(self, size: int, dim: int, *, seed: int = 0) -> None:
-        self._size = size
-        self._features = torch.empty(0, dim)
-        self._owners = torch.empty(0, dtype=torch.int64)
-        self._keys = torch.empty(0, dtype=torch.float64)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def add(self, features: Tensor, owners: Tensor) -> None:
-        """Take in n points (float32 n D) and the picture each came from (int64 n)."""
-        keys = torch.cat([self._keys, self._drawn(len(features))])
-        kept = keys.topk(min(self._size, len(keys))).indices.sort().values
-        self._features = torch.cat([self._features, features])[kept]
-        self._owners = torch.cat([self._owners, owners])[kept]
-        self._keys = keys[kept]
-
-    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None:
-        """Start from what was kept of `seen` points: their keys are drawn again, as the highest of
-        so many.
-        """
-        share = min(1.0, len(features) / seen)
-        self._features, self._owners = features, owners
-        self._keys = 1 - share * self._drawn(len(features))
-
-    def _drawn(self, count: int) -> Tensor:
-        return torch.rand(count, generator=self._generator, dtype=torch.float64)
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """The kept points (float32 k D, k <= size) and their owners (int64 k)."""
-        return self._features, self._owners
+        return self.held()
 
 
 def distance(queries: Tensor, bank: Tensor, *, rounds: bool = False) -> Tensor:

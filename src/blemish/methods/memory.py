@@ -2,8 +2,8 @@
 
 PatchCore: Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection". Locally
 averaged mid-level features (eq. 1-2), a greedy coreset as memory bank (Algorithm 1), the distance
-to the nearest bank entry as anomaly score (eq. 6). Deviates: the coreset is built from a stream
-under a hard cap (`coreset.py`) instead of a fraction of all features held at once; the image score
+to the nearest bank entry as anomaly score (eq. 6). Deviates: the coreset is selected part by part
+under a hard cap (`merging.py`) instead of a fraction of all features held at once; the image score
 is the mean of the top fraction of the smoothed map instead of one re-weighted maximum (eq. 7); the
 layers of a ViT are normalised and averaged (`embedding.py`). Of `best`, the distance is that to the
 mean of the nearest entries (`neighbours.py`).
@@ -15,9 +15,9 @@ Deviates: the bank is a uniform random sample under a hard cap; several layers m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,27 +41,21 @@ from blemish.methods.closer import (
     RESERVE,
     WITHOUT_PART,
     CoarseLook,
+    TwoLooks,
     coarse_size,
     shrunk,
     weights,
 )
-from blemish.methods.coreset import StreamingCoreset, StreamingSample, distance, farthest_points
+from blemish.methods.coreset import distance, farthest_points
 from blemish.methods.embedding import join, laid_out
 from blemish.methods.memory_config import KnnConfig as KnnConfig
 from blemish.methods.memory_config import MemoryConfig as MemoryConfig
 from blemish.methods.memory_config import PatchCoreConfig as PatchCoreConfig
-from blemish.methods.merging import CoresetPart, SamplePart, State
+from blemish.methods.merging import CoresetPart, Part, PartByPart, SamplePart, State, divided
 from blemish.methods.neighbours import distance_to_mean
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.telling import foreground_of
 from blemish.types import Batch, Progress, Scores
-
-
-class _Collector(Protocol):
-    def add(self, features: Tensor, owners: Tensor) -> None: ...
-    def resume(self, features: Tensor, owners: Tensor, *, seen: int) -> None: ...
-    def result(self) -> tuple[Tensor, Tensor]: ...
-
 
 Bank = tuple[Tensor, Tensor]  # features K D, and the training picture that each came from, K
 # Features B n D of a batch; bool B n: which of them count.
@@ -70,20 +64,15 @@ Seeing = Callable[[Batch], tuple[Tensor, Tensor]]
 Looked = tuple[Tensor, Callable[[Tensor], Scores]]
 
 
-@dataclass(frozen=True)
-class _Closer:
-    """What two looks say of B pictures, on the fine grid h×w.
+class _Start(NamedTuple):
+    """What a bank begins with: an old one, of `rows`; or nothing.
 
-    Attributes:
-        distances: of the first look, B h w.
-        kept: int64 B K, the patches of the second. embedded: their features, B K D.
-        known: bool B K: those of them that lie where pictures are looked at.
+    Attributes: pictures: how many there are in all; 0 = those of a part, or that come to the old.
     """
 
-    distances: Tensor
-    kept: Tensor
-    embedded: Tensor
-    known: Tensor
+    pictures: int = 0
+    old: Bank | None = None
+    rows: int = 0
 
 
 class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
@@ -118,8 +107,14 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
             self.coarse_size = coarse_size(config.coarse, config.height_width, backbone)
             self.coarse = CoarseLook()
 
-    def _collector(self, size: int, dim: int) -> _Collector:
+    def _collector(self, size: int, dim: int, pictures: int = 0) -> Part:
+        """What takes in features of this width for a bank of `size`; `pictures`: of how many, where
+        these are all that is learned from; 0 = of a part, or of what comes to an old bank."""
         raise NotImplementedError
+
+    def _selected(self, state: State, size: int) -> State:
+        """The bank of `size`, of what was taken in."""
+        return state
 
     def learned_tensors(self) -> dict[str, Stored]:
         width, known = self._joined_shape()[1], {}
@@ -153,24 +148,17 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
             self._compress(batches, count, progress)
 
     def learn_part(self, batches: Batches, count: int, progress: Progress) -> State:
-        part: SamplePart | CoresetPart | None = None
-        for batch in reported(batches(), "remembering", count, progress):
-            embedded, known = self._seen(batch)
-            counts, flat = known.sum(1).cpu(), embedded[known].cpu()
-            part = part or self._part(flat.shape[1])
-            rows = zip(batch.positions, counts.tolist(), strict=True)
-            part.add(flat, batch.owners.repeat_interleave(counts), [*rows])
+        reading = reported(batches(), "remembering", count, progress)
+        part = self._gathered(self._seen, reading, self.config.bank_size, _Start())
         return {} if part is None else part.state()
 
-    def _part(self, dim: int) -> SamplePart | CoresetPart:
-        """What takes in the features of a part, of this width."""
-        raise NotImplementedError
-
-    def take(self, state: State, originals: Mapping[int, int]) -> None:
+    def take(self, state: State, originals: Mapping[int, int]) -> float | None:
         if not state:
             raise ConfigError("there is no training picture")
+        state = self._selected(state, self.config.bank_size)
         self.bank = state["features"].to(self.backbone.device)
         self.owners = merging.renamed(state["owners"], originals).to(self.backbone.device)
+        return float(state["radius"]) if "radius" in state else None
 
     def farthest(self, batch: Batch) -> float:
         embedded, known = self._seen(batch)
@@ -195,9 +183,10 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
             look, size = self._seen_closely, max(1, round(size * FINE_BANK))
         reading = reported(batches(), "remembering", count, progress)
         old = self.bank, self.owners
+        start = self._start(old, count, rows)
         if self.config.bank_loss:
             size = min(size, int(self.most))
-        self.bank, self.owners = self._collected(look, reading, size, old, rows, progress)
+        self.bank, self.owners = self._collected(look, reading, size, start, progress)
         if rows and old[0].dtype == torch.float16:
             self._take(compressing.shrunk_along(self.bank, self.owners, self.axes))
 
@@ -209,31 +198,40 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         found = self._look_twice(self.see(batch.images), batch.images, batch.owners)
         return found.embedded, found.known
 
+    def _start(self, old: Bank, count: int, rows: int) -> _Start:
+        """Of an `old` bank of `rows`, or where there are none of `count` rows anew."""
+        if rows:
+            return _Start(old=old, rows=rows)
+        return _Start(pictures=count // (self.config.rotations * (1 + self.config.flips)))
+
     def _collected(
-        self,
-        look: Seeing,
-        reading: Iterable[Batch],
-        size: int,
-        old: Bank,
-        rows: int,
-        progress: Progress,
+        self, look: Seeing, reading: Iterable[Batch], size: int, start: _Start, progress: Progress
     ) -> Bank:
-        """A bank of `size` of what a look gives of pictures, and of an `old` one of `rows`."""
-        collector: _Collector | None = None
-        for batch in reading:
-            embedded, known = look(batch)
-            flat = embedded[known].cpu()
-            if collector is None:
-                collector = self._collector(size, flat.shape[1])
-                if rows:
-                    seen = round(rows * len(flat) / len(embedded))
-                    collector.resume(old[0].float().cpu(), old[1].cpu(), seen=seen)
-            collector.add(flat, batch.owners.repeat_interleave(known.sum(1).cpu()))
+        """A bank of `size` of what a look gives of pictures."""
+        collector = self._gathered(look, reading, size, start)
         if collector is None:
             raise ConfigError("there is no training picture")
         progress("selecting", 0, 0)
-        bank, owners = collector.result()
-        return bank.to(self.backbone.device), owners.to(self.backbone.device)
+        state, device = self._selected(collector.state(), size), self.backbone.device
+        return state["features"].to(device), state["owners"].to(device)
+
+    def _gathered(
+        self, look: Seeing, reading: Iterable[Batch], size: int, start: _Start
+    ) -> Part | None:
+        """What has taken in all that a look gives of pictures; None where there is none."""
+        collector: Part | None = None
+        for batch in reading:
+            embedded, known = look(batch)
+            counts, flat = known.sum(1).cpu(), embedded[known].cpu()
+            if collector is None:
+                collector = self._collector(size, flat.shape[1], start.pictures)
+                if start.old is not None:
+                    seen = round(start.rows * len(flat) / len(embedded))
+                    collector.resume(start.old[0].float().cpu(), start.old[1].cpu(), seen=seen)
+            numbers = batch.positions or batch.owners.tolist()
+            owners = batch.owners.cpu().repeat_interleave(counts)
+            collector.add(flat, owners, [*zip(numbers, counts.tolist(), strict=True)])
+        return collector
 
     def next_owner(self) -> int:
         return int(self.owners.max()) + 1
@@ -364,7 +362,7 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         step = self.backbone.stride
         return images.shape[-2] // step, images.shape[-1] // step
 
-    def _look_twice(self, features: Features, images: Tensor, without: Tensor | None) -> _Closer:
+    def _look_twice(self, features: Features, images: Tensor, without: Tensor | None) -> TwoLooks:
         """Look again at B 3 H W, of which the first look gave `features`; `without` as of
         `_judged`, where there are others to compare with."""
         first, grid = self.coarse, self._fine_grid(images)
@@ -380,9 +378,9 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         count, reserve = (max(1, round(each * places)) for each in (share, min(RESERVE, share / 2)))
         kept = first.chosen(part, distances, allowed, count, reserve)
         embedded, _ = self.embedded(self.backbone(images, self.layers, keep=kept))
-        return _Closer(distances, kept, embedded, allowed.gather(1, kept))
+        return TwoLooks(distances, kept, embedded, allowed.gather(1, kept))
 
-    def _joined(self, first: CoarseLook, found: _Closer, fine: Tensor, images: Tensor) -> Scores:
+    def _joined(self, first: CoarseLook, found: TwoLooks, fine: Tensor, images: Tensor) -> Scores:
         """One map of both looks: the second where it looked, at the same scale."""
         grid = self._fine_grid(images)
         share = weights(found.kept, grid)
@@ -420,7 +418,8 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         share = self.coarse_size[0] * self.coarse_size[1] / (height * width)
         size = max(1, round(self.config.bank_size * share))
         old = first.bank, first.owners
-        first.bank, first.owners = self._collected(self._seen, reading, size, old, rows, progress)
+        start = self._start(old, count, rows)
+        first.bank, first.owners = self._collected(self._seen, reading, size, start, progress)
 
     def _match(self, first: CoarseLook, batches: Batches, count: int, progress: Progress) -> None:
         """Bring the distances of both looks to one scale, by those of the training pictures."""
@@ -453,11 +452,14 @@ class PatchCore(MemoryBank):
     source = "Roth et al. 2022, Towards Total Recall in Industrial Anomaly Detection"
     Config = PatchCoreConfig
 
-    def _collector(self, size: int, dim: int) -> _Collector:
-        return StreamingCoreset(size, dim, search_dtype=self.backbone.dtype)
+    def _collector(self, size: int, dim: int, pictures: int = 0) -> Part:
+        new = partial(CoresetPart, size, dim, search_dtype=self.backbone.dtype)
+        parts = divided(pictures)
+        merge = partial(merging.merged_coresets, size=size)
+        return PartByPart(parts, new, merge) if len(parts) > 1 else new()
 
-    def _part(self, dim: int) -> CoresetPart:
-        return CoresetPart(self.config.bank_size, dim, search_dtype=self.backbone.dtype)
+    def _selected(self, state: State, size: int) -> State:
+        return merging.selected_coreset(state, size)
 
     def merged(self, left: State, right: State) -> State:
         return merging.merged_coresets(left, right, self.config.bank_size)
@@ -481,11 +483,8 @@ class Knn(MemoryBank):
     source = "Damm et al. 2025, AnomalyDINO"
     Config = KnnConfig
 
-    def _collector(self, size: int, dim: int) -> _Collector:
-        return StreamingSample(size, dim, seed=self.config.seed)
-
-    def _part(self, dim: int) -> SamplePart:
-        return SamplePart(self.config.bank_size, self.config.seed)
+    def _collector(self, size: int, dim: int, pictures: int = 0) -> Part:
+        return SamplePart(size, self.config.seed)  # in parts or not, it is the same
 
     def merged(self, left: State, right: State) -> State:
         return merging.merged_samples(left, right, self.config.bank_size)

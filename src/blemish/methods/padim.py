@@ -127,7 +127,7 @@ class Padim(Method, LearnsInParts, LeavesOneOut):
     def merged(self, left: State, right: State) -> State:
         return merged_moments(left, right)
 
-    def take(self, state: State, originals: Mapping[int, int]) -> None:
+    def take(self, state: State, originals: Mapping[int, int]) -> float | None:
         seen = int(state["seen"]) if state else 0
         if seen < self.minimum_images:
             raise ConfigError(
@@ -144,6 +144,7 @@ class Padim(Method, LearnsInParts, LeavesOneOut):
             ):
                 rows[owner] += count
             self._learned = _Learned(scatter, rows)
+        return None
 
     def learned_tensors(self) -> dict[str, Stored]:
         places, width = self._joined_shape()

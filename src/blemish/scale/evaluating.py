@@ -17,10 +17,10 @@ from blemish.data.layouts import Dataset
 from blemish.detector.evaluate import Judged, asked, judge, summed
 from blemish.detector.loading import load
 from blemish.detector.predict import Detector
+from blemish.methods.merging import divided
 from blemish.scale.artifacts import Shipped, at_hand, shipped
 from blemish.scale.hands import Alone, Hands
 from blemish.scale.jobs import Work, work
-from blemish.scale.learning import divided
 from blemish.types import RESOLUTION, Evaluation, Progress, Sample, silent
 
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,13 @@ from blemish.methods import METHODS, Method, method_class
 from blemish.methods.capabilities import LearnsInParts
 from blemish.methods.foreground import Foreground
 from blemish.methods.in_parts import InParts
-from blemish.methods.merging import Node, Reduction, State
+from blemish.methods.merging import Node, Reduction, State, divided
 from blemish.scale import pieces
 from blemish.scale.hands import Alone, Hands
 from blemish.scale.jobs import Shared, Work, learn_part, merge_parts, score_part, work
 from blemish.scale.kept import Kept, check_free, identity_of
 from blemish.types import Progress
 
-FEWEST = 64  # pictures of a part, where that is not given
-MOST = 256  # parts, where their size is not given: so many workers can learn at once
 MEASURED = 64  # pictures, at most, that tell how far their features lie from the bank
 _OF_SCALE = 4096  # pictures, at most, whose maps set the scale of the heatmaps
 _ALIKE = 16384  # pictures, at most, among which those that look nearly the same are counted
@@ -123,18 +120,6 @@ def _computing_with(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def divided(count: int, part_pictures: int | None = None) -> list[range]:
-    """The parts of so many pictures, by their places, all nearly of one size.
-
-    Example:
-        >>> divided(10, 4)
-        [range(0, 3), range(3, 7), range(7, 10)]
-    """
-    parts = -(-count // part_pictures) if part_pictures else min(-(-count // FEWEST), MOST)
-    edges = [round(number * count / max(parts, 1)) for number in range(parts + 1)]
-    return [range(low, high) for low, high in pairwise(edges)]
-
-
 @dataclass
 class _InParts:
     """A fit in parts: what it is that `detector.ways.Way` asks for."""
@@ -164,13 +149,12 @@ class _InParts:
         progress("taking in what was learned", 0, 0)
         originals = {at: first for at, first in found.originals.items() if at != first}
         with torch.inference_mode():
-            method.take(state, originals)
+            bound = method.take(state, originals)
             farthest, measured = _farthest(method, stream, found)
-        radius = state.get("radius")
         self.told = InParts(
             parts=len(parts),
             levels=Reduction[Node](len(parts)).levels,
-            bound=None if radius is None else float(radius),
+            bound=bound,
             farthest=farthest,
             measured=measured,
         )
