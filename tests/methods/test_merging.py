@@ -182,6 +182,7 @@ def test_one_after_the_other_is_what_parts_give(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40_000) | st.just(1_000_000))
 def test_pictures_are_divided_at_whole_batches(count: int) -> None:
     parts = merging.divided(count)
