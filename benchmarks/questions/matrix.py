@@ -47,6 +47,7 @@ UNLABELLED = (
 LINES = (
     *UNLABELLED,
     *(Line(f"`lda`, M = {count}", "lda", {}, count) for count in (0, 1, 10)),
+    *(Line(f"`{method}`, M = 10", method, {}, 10) for method in ("dra", "ahl")),
     *(
         Line(f"{title}, M = {count}", "atacnet", {"network": network}, count)
         for title, network in NETWORKS.items()
