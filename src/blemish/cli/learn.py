@@ -160,6 +160,7 @@ def fit(
     json: Json = False,
 ) -> int:
     """Learn from pictures of good parts and write an artifact."""
+    options.one_budget(time_budget, compute_budget)
     require("torch", "timm", purpose="learn a detector")
     chosen, learn, kept = _to_learn(dict(locals()))
     log = _log(output) if chosen.logs_pretraining else None
@@ -309,6 +310,7 @@ def pretrain(
     json: Json = False,
 ) -> int:
     """Train an encoder further on pictures of good parts, for `blemish fit --weights`."""
+    options.one_budget(time_budget, compute_budget)
     require("torch", "timm", purpose="train an encoder")
     from blemish.config import to_dict
     from blemish.detector import pretrain as pretraining
