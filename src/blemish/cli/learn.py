@@ -265,6 +265,10 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))
     yield from words.threshold_lines(manifest)
+    if "training" in manifest:
+        told, *doubts = words.training(manifest["training"])
+        yield f"Trained: {told}"
+        yield from doubts
     if student := words.student(manifest):
         yield f"Student: {student}"
         yield from words.notices(words.student_doubts(manifest))
@@ -349,10 +353,9 @@ def _tell_pretrain(output: Path, manifest: Mapping[str, Any], log: Path, *, as_j
 
 def _pretraining_lines(told: Mapping[str, Any]) -> Iterable[str]:
     training = told["training"]
-    yield (
-        f"Pre-trained: {training['steps']:,} steps, {training['epochs']:.3g} epochs, "
-        f"loss {training['loss']:.4g}"
-    )
+    told, *doubts = words.training(training)
+    yield f"Pre-trained: {told}"
+    yield from doubts
     readings = (
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in training["findings"].items()
     )
