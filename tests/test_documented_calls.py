@@ -25,7 +25,6 @@ PAGES = sorted(
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
     if page != ROOT / "docs" / "log.md"
 )
-COMMAND = re.compile(r"(?:^|`|[ |])(?:-m )?(blemish (?:[^`\n]|\\\n)+)")
 BLOCK = re.compile(r"(?:^(?: {4,}[^\n]*)?\n)+", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*|-[a-z])(?![\w-])")
 
@@ -42,13 +41,10 @@ def wrong_in(line: str) -> str:
             break
         command, words = inner[words[0]], words[1:]
     if command is command_tree():
-        return "" if words[0] in PROSE else f"no command {words[0]}"
+        return f"no command {words[0]}"
     known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
     strange = [name for name in OPTION.findall(said) if name not in known | {"--help"}]
     return f"{command.name} has no {', '.join(strange)}" if strange else ""
-
-
-PROSE = frozenset()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
