@@ -154,7 +154,7 @@ def test_only_broken_pictures(run: Run, refused: Refused, part: Path, tmp_path: 
         ("--backbone dinov2_vits15", "did you mean 'dinov2_vits14'?"),
         ("--set bank_sise=3", "unknown setting 'bank_sise'; did you mean 'bank_size'?"),
         ("--set bank_size", "'bank_size' is not of the form key=value"),
-        ("--set noise_unit=own", "knn has no setting 'noise_unit', which only simplenet has"),
+        ("--set textures=x", "knn has no setting 'textures', which only draem has"),
         ("--time-budget 4 --compute-budget 4", "--compute-budget 4: give one of them"),
         ("--recipe bets", "unknown recipe of knn 'bets'; did you mean 'best'?"),
         ("--layers 99", "layer 99 does not exist"),
