@@ -168,8 +168,9 @@ def training(made: Mapping[str, Any]) -> list[str]:
     Args: made: as a manifest has it; see `training.records.Training`.
     """
     epochs = made["epochs"]
+    steps = "1 step" if made["steps"] == 1 else f"{made['steps']:,} steps"
     passes = "1 pass" if epochs == 1 else f"{epochs:.3g} passes"
-    told = f"{made['steps']:,} steps, {passes} over the pictures, loss {made['loss']:.4g}"
+    told = f"{steps}, {passes} over the pictures, loss {made['loss']:.4g}"
     if epochs >= 1:
         return [told]
     doubt = (
