@@ -353,8 +353,8 @@ def _tell_pretrain(output: Path, manifest: Mapping[str, Any], log: Path, *, as_j
 
 def _pretraining_lines(told: Mapping[str, Any]) -> Iterable[str]:
     training = told["training"]
-    told, *doubts = words.training(training)
-    yield f"Pre-trained: {told}"
+    made, *doubts = words.training(training)
+    yield f"Pre-trained: {made}"
     yield from doubts
     readings = (
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in training["findings"].items()
