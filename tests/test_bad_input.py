@@ -154,6 +154,8 @@ def test_only_broken_pictures(run: Run, refused: Refused, part: Path, tmp_path: 
         ("--backbone dinov2_vits15", "did you mean 'dinov2_vits14'?"),
         ("--set bank_sise=3", "unknown setting 'bank_sise'; did you mean 'bank_size'?"),
         ("--set bank_size", "'bank_size' is not of the form key=value"),
+        ("--set textures=x", "knn has no setting 'textures', which only draem has"),
+        ("--time-budget 4 --compute-budget 4", "--compute-budget 4: give one of them"),
         ("--recipe bets", "unknown recipe of knn 'bets'; did you mean 'best'?"),
         ("--layers 99", "layer 99 does not exist"),
         ("--image-size big", "image_size: 'big' is no size; 448, or height and width"),
@@ -172,6 +174,17 @@ def test_settings_that_cannot_be(
     refused: Refused, good_folder: Path, tmp_path: Path, options: str, said: str
 ) -> None:
     assert said in refused("fit knn", good_folder, "-o", tmp_path / "x", FIT, options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_options_of_a_pretraining_that_cannot_be(
+    refused: Refused, good_folder: Path, tmp_path: Path
+) -> None:
+    pretrain = ("pretrain", good_folder, "-o", tmp_path / "x", "--backbone test_vit")
+    said = refused(*pretrain, "--objective swav --masking block")
+    assert "swav has no setting 'masking', which only apmask, dino, msn have" in said
+    said = refused(*pretrain, "--time-budget 4 --compute-budget 4")
+    assert "--compute-budget 4: give one of them" in said
     assert not (tmp_path / "x").exists()
 
 

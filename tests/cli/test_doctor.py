@@ -130,6 +130,15 @@ def test_little_memory_and_disk_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert any(line.startswith("0.5 GiB of disk are free") for line in advice)
 
 
+def test_a_folder_that_cannot_be_written_to_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not any(str(tmp_path) in line for line in doctor.examine().advice)
+    monkeypatch.setattr("os.access", lambda path, mode, **_: path != tmp_path)
+    assert f"{tmp_path} cannot be written to" in " ".join(doctor.examine().advice)
+
+
 def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(self: Path, *_: object, **__: object) -> str:
         raise FileNotFoundError

@@ -192,7 +192,7 @@ def test_bench_has_budgets_of_arithmetic(planned: Answered) -> None:
     [
         ("--schedule full --time-budget 4", "leave one of them out"),
         ("--schedule full --compute-budget 4", "leave one of them out"),
-        ("--time-budget 4 --compute-budget 4", "give one of them"),
+        ("--time-budget 4 --compute-budget 4", "--compute-budget 4: give one of them"),
         ("--schedule reducd", "did you mean 'reduced'"),
         ("--seeds 0", "how many is needed, at least 1"),
         ("--seeds -2", "how many is needed, at least 1"),

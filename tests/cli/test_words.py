@@ -80,3 +80,11 @@ def test_a_proof_is_told_and_one_of_another_version_as_it_is() -> None:
     assert "rank" not in words.proof({**proof, "rank_correlation": None})
     assert words.proof({"score": "\x1b[2J"}) == 'score="\\u001b[2J"'
     assert words.proof({**proof, "limit": "much"}).startswith("pictures=20")
+
+
+def test_a_training_that_saw_less_than_all_pictures_is_told() -> None:
+    (told,) = words.training({"steps": 1200, "epochs": 1, "loss": 0.51234})
+    assert told == "1,200 steps, 1 pass over the pictures, loss 0.5123"
+    told, doubt = words.training({"steps": 1, "epochs": 0.0383, "loss": 2})
+    assert told == "1 step, 0.0383 passes over the pictures, loss 2"
+    assert "notice: the budget ended the training before" in doubt

@@ -16,6 +16,7 @@ from blemish.data.checking import check
 from blemish.data.flange import DEFECTS, Draws, noise, picture
 from blemish.data.synthetic import write_synthetic
 from blemish.errors import ConfigError, OutputError
+from blemish.files import write_whole
 
 # Of what was drawn on x86-64 with AVX-512, numpy 2.4: what differs there on another machine or
 # with another release is a fault of the drawing, not of the test.
@@ -114,7 +115,32 @@ def test_nothing_is_drawn_over_what_is_there(tmp_path: Path, refused: Callable[.
         with pytest.raises(OutputError, match="is there already; name a new folder"):
             write_synthetic(place)
     assert "name a new folder" in refused("data synthetic", there)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    said = refused("data synthetic", tmp_path / "link")
+    assert f"{tmp_path / 'link'}: is a link to nothing" in said
+    said = refused("data synthetic", there / "mine.txt" / "parts")
+    assert f"{there / 'mine.txt' / 'parts'}: cannot be written" in said
     assert [path.name for path in there.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_no_half_of_a_set_stays(
+    problem: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[Path] = []
+
+    def fails_later(path: Path, content: bytes) -> Path:
+        writes.append(path)
+        if len(writes) == 9:
+            raise problem
+        return write_whole(path, content)
+
+    monkeypatch.setattr("blemish.data.synthetic.write_whole", fails_later)
+    with pytest.raises(type(problem)):
+        write_synthetic(tmp_path / "set", count=3, defects=1, size=64)
+    assert writes[0].parent.name == "good"
+    assert list((tmp_path / "set").iterdir()) == []
+    write_synthetic(tmp_path / "set", count=3, defects=1, size=64)  # so the same call works again
 
 
 def test_noise_is_that_of_its_formula() -> None:

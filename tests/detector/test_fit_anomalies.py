@@ -91,6 +91,15 @@ def test_without_defects_there_are_none(picture: Part, small: Any, quick: Any) -
     assert blemish.fit("knn", parts(picture, 3), **small).manifest["data"]["defects"] == []
 
 
+def test_what_is_good_and_a_defect_at_once_is_told(picture: Part, quick: Any) -> None:
+    good, defects = parts(picture), squares(picture)
+    data = blemish.fit("lda", good, anomalies=[*defects, *good[:2]], **quick).manifest["data"]
+    (said,) = (note for note in data["notes"] if "among the defects" in note)
+    assert data["notes"][said] == 2
+    data = blemish.fit("lda", good, anomalies=defects, **quick).manifest["data"]
+    assert not any("among the defects" in note for note in data["notes"])
+
+
 def test_the_number_of_defects_does_not_touch_what_is_normal(picture: Part, quick: Any) -> None:
     taught, plain = (
         blemish.fit("lda", parts(picture), anomalies=given, **quick)

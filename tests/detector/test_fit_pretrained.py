@@ -289,6 +289,7 @@ def test_on_the_command_line(
 def test_what_is_said_of_it(whole: Detector) -> None:
     said = "\n".join(learn.fit_lines(whole.manifest))
     assert "Pre-trained: 5 steps" in said
+    assert f"\nTrained: {whole.manifest['training']['steps']} steps, " in said
     assert "projection spread" in said
     plain = {key: value for key, value in whole.manifest.items() if key != "pretraining"}
     assert "Pre-trained" not in "\n".join(learn.fit_lines(plain))

@@ -145,8 +145,9 @@ def test_other_places_are_refused(tmp_path: Path, record: Manifest) -> None:
         check_place(file)
     with pytest.raises(OutputError, match="is no folder"):
         wrote(file, record)
-    with pytest.raises(OutputError, match="cannot be written"):
-        wrote(file / "page", record)
+    for attempt in (check_place, lambda place: wrote(place, record)):
+        with pytest.raises(OutputError, match=f"{file / 'page'}: cannot be written"):
+            attempt(file / "page")
     site = tmp_path / "site"
     site.mkdir()
     assert (wrote(site, record) / "index.html").exists()  # an empty folder is as good as none

@@ -418,6 +418,7 @@ def _minutes(schedule: str | None, minutes: float | None, teraflops: float | Non
             raise ConfigError(
                 f"--schedule full {option} {value:g}: a budget reduces it; leave one of them out"
             )
+    options.one_budget(minutes, teraflops)
     given = minutes is not None or teraflops is not None
     return REDUCED_MINUTES if schedule == REDUCED and not given else minutes
 

@@ -180,6 +180,8 @@ def examine() -> Report:
         )
     if disk is not None and disk < _LOW_DISK:
         advice.append(f"{disk:.1f} GiB of disk are free here; an artifact is about 100 MB")
+    if not os.access(Path.cwd(), os.W_OK):
+        advice.append(f"{Path.cwd()} cannot be written to: name results in another folder (-o)")
     flags = cpu_flags()
     return Report(
         blemish=_version("blemish") or "unknown",

@@ -160,6 +160,7 @@ def fit(
     json: Json = False,
 ) -> int:
     """Learn from pictures of good parts and write an artifact."""
+    options.one_budget(time_budget, compute_budget)
     require("torch", "timm", purpose="learn a detector")
     chosen, learn, kept = _to_learn(dict(locals()))
     log = _log(output) if chosen.logs_pretraining else None
@@ -264,6 +265,10 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield from words.broken(data["failures"])
     yield from words.notes(data.get("notes", {}))
     yield from words.threshold_lines(manifest)
+    if "training" in manifest:
+        told, *doubts = words.training(manifest["training"])
+        yield f"Trained: {told}"
+        yield from doubts
     if student := words.student(manifest):
         yield f"Student: {student}"
         yield from words.notices(words.student_doubts(manifest))
@@ -309,6 +314,7 @@ def pretrain(
     json: Json = False,
 ) -> int:
     """Train an encoder further on pictures of good parts, for `blemish fit --weights`."""
+    options.one_budget(time_budget, compute_budget)
     require("torch", "timm", purpose="train an encoder")
     from blemish.config import to_dict
     from blemish.detector import pretrain as pretraining
@@ -347,10 +353,9 @@ def _tell_pretrain(output: Path, manifest: Mapping[str, Any], log: Path, *, as_j
 
 def _pretraining_lines(told: Mapping[str, Any]) -> Iterable[str]:
     training = told["training"]
-    yield (
-        f"Pre-trained: {training['steps']:,} steps, {training['epochs']:.3g} epochs, "
-        f"loss {training['loss']:.4g}"
-    )
+    made, *doubts = words.training(training)
+    yield f"Pre-trained: {made}"
+    yield from doubts
     readings = (
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in training["findings"].items()
     )

@@ -44,6 +44,14 @@ def assignments(settings: Sequence[str] | None, **named: object) -> list[str]:
     return given + list(settings or ())
 
 
+def one_budget(minutes: float | None, teraflops: float | None) -> None:
+    """Raises: ConfigError, before any work, where both budgets are given."""
+    if minutes is not None and teraflops is not None:
+        raise ConfigError(
+            f"--time-budget {minutes:g} --compute-budget {teraflops:g}: give one of them"
+        )
+
+
 def tile(given: str | None) -> int | str | None:
     """What --tile says. Raises: ConfigError for what is neither a number nor auto."""
     if given is None or given == "auto":

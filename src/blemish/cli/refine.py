@@ -54,6 +54,7 @@ def refine(
     check_writable(output)
     with locked(output):  # what another process adds to it meanwhile would be lost
         detector = load(artifact, device=device, precision=precision)
+        _ = detector.method  # an exported file has none, which is the first thing to say of it
         detector.engine.check_name(output)
         with console.progress() as progress:
             refined = refining.refine(

@@ -162,6 +162,24 @@ def student_doubts(manifest: Mapping[str, Any]) -> list[str]:
     return told
 
 
+def training(made: Mapping[str, Any]) -> list[str]:
+    """How long a training was, and a notice where a budget ended it before all pictures were seen.
+
+    Args: made: as a manifest has it; see `training.records.Training`.
+    """
+    epochs = made["epochs"]
+    steps = "1 step" if made["steps"] == 1 else f"{made['steps']:,} steps"
+    passes = "1 pass" if epochs == 1 else f"{epochs:.3g} passes"
+    told = f"{steps}, {passes} over the pictures, loss {made['loss']:.4g}"
+    if epochs >= 1:
+        return [told]
+    doubt = (
+        "the budget ended the training before it had seen every picture once, so little has been "
+        "learned; give it more, or leave it out"
+    )
+    return [told, *notices([doubt])]
+
+
 def thresholds(manifest: Mapping[str, Any], of: str = "pictures") -> tuple[str, list[str]]:
     """The common threshold of a manifest with what it promises, and those of its categories."""
     common = manifest["threshold"]

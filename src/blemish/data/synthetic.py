@@ -5,6 +5,7 @@ The part and its defects are drawn by `data/flange.py`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -17,7 +18,7 @@ from PIL import Image
 
 from blemish.data.flange import DEFECTS, picture
 from blemish.errors import ConfigError, OutputError
-from blemish.files import write_whole
+from blemish.files import cannot_write, uri_of, write_whole
 from blemish.types import Progress, silent
 
 SMALLEST, LARGEST = 64, 2048  # sides in pixels
@@ -64,7 +65,8 @@ def write_synthetic(
     the pictures of a smaller one.
 
     Args:
-        folder: is made; it must be empty where it exists.
+        folder: is made; it must be empty where it exists, and is so again where the drawing was
+            interrupted or failed.
         count: good pictures to learn from, 1 to 100000; half as many more are there to test on.
         defects: pictures of each kind of defect, 1 to 100000.
         seed: at least 0. size: of the square pictures, pixels, 64 to 2048.
@@ -79,16 +81,20 @@ def write_synthetic(
             raise ConfigError(f"{name}: {MOST} at most, got {value}")
     if not SMALLEST <= size <= LARGEST:
         raise ConfigError(f"size: {SMALLEST} to {LARGEST} pixels, got {size}")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise OutputError(f"{folder}: is there already; name a new folder, or an empty one")
+    _make_empty(folder)
     wanted = list(_pictures(count, (count + 1) // 2, defects))
-    for done, (part, number, file, kind) in enumerate(wanted):
-        progress("drawing", done, len(wanted))
-        made = picture(seed, part, number, size, kind)
-        if kind:
-            mask = folder / "ground_truth" / kind / f"{file.stem}_mask.png"
-            write_whole(mask, _png(made.mask.astype(np.uint8) * 255))
-        write_whole(folder / file, _png(made.pixels))
+    try:
+        for done, (part, number, file, kind) in enumerate(wanted):
+            progress("drawing", done, len(wanted))
+            made = picture(seed, part, number, size, kind)
+            if kind:
+                mask = folder / "ground_truth" / kind / f"{file.stem}_mask.png"
+                write_whole(mask, _png(made.mask.astype(np.uint8) * 255))
+            write_whole(folder / file, _png(made.pixels))
+    except BaseException:  # half a data set looks like a whole one
+        for name in ("train", "test", "ground_truth"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        raise
     progress("drawing", len(wanted), len(wanted))
     return Synthetic(
         folder=folder,
@@ -98,6 +104,20 @@ def write_synthetic(
         good=(count + 1) // 2,
         defects=dict.fromkeys(DEFECTS, defects),
     )
+
+
+def _make_empty(folder: Path) -> None:
+    """Make the folder, unless it is there and empty. Raises: OutputError."""
+    if uri := uri_of(folder):
+        raise OutputError(f"{uri}: is on another file system; name a folder of this one")
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise OutputError(f"{folder}: is a link to nothing; remove it, or name a new folder")
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise OutputError(f"{folder}: is there already; name a new folder, or an empty one")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise cannot_write(folder, error) from error
 
 
 def _pictures(train: int, good: int, defects: int) -> Iterator[tuple[int, int, Path, str]]:

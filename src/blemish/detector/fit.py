@@ -56,6 +56,7 @@ from blemish.training.checkpoint import check_free
 from blemish.types import ANOMALOUS, NORMAL, Progress, silent
 
 __all__ = ["checkpoints", "configure", "fit"]
+_TWOFOLD = "is among the good pictures and among the defects: take it out of one of them"
 
 
 def fit(
@@ -425,6 +426,7 @@ def _record(
     found = (outcome.good, held, outcome.defects)
     everything = [each.of_pictures(those) for each, those in zip(found, sources, strict=True)]
     digests = [tuple(each.digests.values()) for each in everything]
+    twofold = {*digests[0], *digests[1]}.intersection(digests[2])
     failures = [failure for each in everything for failure in each.failures.values()]
     # Of a picture that comes twice they are told once.
     notes = {
@@ -459,6 +461,7 @@ def _record(
             nearly_same=calibration.nearly_same,
             failures=broken(failures),
             tiles=built.why_tiles,
-            notes=Counter(note for of_one in notes for note in of_one),
+            notes=Counter(note for of_one in notes for note in of_one)
+            + Counter({_TWOFOLD: len(twofold)}),
         ),
     )

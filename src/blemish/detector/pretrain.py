@@ -51,7 +51,7 @@ from blemish.detector.manifest import (
 from blemish.detector.request import check_whole, check_window, of_recipe
 from blemish.errors import ConfigError, DataError
 from blemish.files import cannot_write
-from blemish.methods.objectives import objective_class, objective_of
+from blemish.methods.objectives import OBJECTIVES, objective_class, objective_of
 from blemish.methods.selfsupervised import SelfSupervised, SelfSupervisedConfig
 from blemish.training import distributed, train
 from blemish.training.budget import Budget
@@ -102,8 +102,9 @@ def configure(
         >>> configure(objective="msn", recipe="paper", assignments=["mask_ratio=0.5"]).prototypes
         1024
     """
+    kinds = {name: kind.Config for name, kind in OBJECTIVES.items()}
     recipes = objective_class(objective).Config.recipes()
-    return of_recipe(objective, recipes, recipe, values, assignments)
+    return of_recipe(objective, recipes, recipe, kinds, values, assignments)
 
 
 def pretrain(

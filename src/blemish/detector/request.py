@@ -17,7 +17,7 @@ from blemish.data.tiling import AUTO, OVERLAP, Tiling
 from blemish.detector.calibrate import DEFAULT_RATE
 from blemish.detector.thresholds import pictures_needed
 from blemish.errors import ConfigError, unknown_name
-from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods import METHODS, Method, MethodConfig, method_class
 from blemish.methods.student import Distillation, StudentConfig
 from blemish.training.budget import Budget
 from blemish.types import Progress
@@ -45,25 +45,50 @@ def configure(
     bad value.
     """
     few = {} if shots is None else {"rotations": FEW_SHOT_ROTATIONS, "flips": True}
+    kinds = {name: kind.Config for name, kind in METHODS.items()}
     recipes = method_class(method).Config.recipes()
-    return of_recipe(method, recipes, recipe, values, assignments, **few)
+    return of_recipe(method, recipes, recipe, kinds, values, assignments, **few)
 
 
 def of_recipe(
     name: str,
     recipes: Mapping[str, Callable[[], C]],
     recipe: str,
+    kinds: Mapping[str, type],
     values: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
     **changes: Any,
 ) -> C:
     """A config as of `configure`: one of the `recipes` of what is called `name`, with `changes` to
-    it before `values` and `assignments`."""
+    it before `values` and `assignments`.
+
+    Args: kinds: the configs among which it is one, by name; a setting that only others of them have
+        is told as theirs.
+    """
     if recipe not in recipes:
         raise unknown_name(f"recipe of {name}", recipe, recipes)
     base = dataclasses.replace(recipes[recipe](), **changes)  # type: ignore[type-var]
     given = {key: value for key, value in (values or {}).items() if value is not None}
+    assignments = list(assignments)
+    _check_whose(name, base, kinds, [*given, *configs.assigned(assignments)])
     return configs.override(configs.from_dict(type(base), given, base=base), assignments)
+
+
+def _check_whose(name: str, config: object, kinds: Mapping[str, type], keys: Iterable[str]) -> None:
+    """Raises: ConfigError for a setting that others of the `kinds` have, and this config not."""
+    own = _settings_of(type(config))
+    for key in keys:
+        having = [other for other, kind in kinds.items() if key in _settings_of(kind)]
+        if having and key not in own:
+            raise ConfigError(
+                f"{name} has no setting {key!r}, which only {', '.join(having)} "
+                f"{'has' if len(having) == 1 else 'have'}; leave it out, or choose another. "
+                f"Settings of {name}: {', '.join(sorted(own))}"
+            )
+
+
+def _settings_of(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def check_whole(config: object, recipe: str, settings: Mapping[str, Any]) -> None:

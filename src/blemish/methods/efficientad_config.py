@@ -16,12 +16,14 @@ class EfficientADConfig(TrainedConfig):
 
     Attributes:
         learning_rate, weight_decay: of Adam; the rate is that of student and autoencoder.
-        width, channels: w and C of the networks.
+        width: channels of the first layer of teacher and student (w); the deeper ones have twice.
+        channels: values that the teacher gives of each place (C); the student gives twice as many.
         autoencoder_width: channels of the autoencoder's first layers; the others have twice these.
-        hard: the quantile of the values of D from which on they count.
-        penalty: what the student's answer to pictures that are not of the part weighs.
-        grey: the share of these that are grey.
-        left: the share of the good pictures that the student does not learn from.
+        hard: of the student's squared errors in a step only those above this quantile are learned.
+        penalty: what the student's answer to pictures that are not of the part weighs in the loss.
+        grey: the share of the pictures that are not of the part which are shown in grey.
+        left: the share of the good pictures that the student does not learn from; the maps' scale
+            is measured on them.
         enlarged: how many times as large the encoder sees the pictures that the teacher learns.
         teacher_steps, teacher_batch_size, teacher_rate: of the teacher's training.
     """

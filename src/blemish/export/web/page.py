@@ -16,7 +16,7 @@ from blemish.detector.manifest import read_manifest
 from blemish.engines.record import read_record
 from blemish.errors import ExportError, OutputError
 from blemish.export.web.described import check_page, described
-from blemish.files import cannot_write
+from blemish.files import cannot_write, check_writable
 
 _STATIC = Path(__file__).with_name("static")
 # ONNX Runtime Web 1.30.0 as its authors have built it: see vendor/README.md.
@@ -95,11 +95,13 @@ def _damaged(why: object) -> ExportError:
 def check_place(directory: Path) -> None:
     """Make sure, before any work, that a page can be written there.
 
-    Raises: OutputError where anything is in the folder that no page has put there.
+    Raises: OutputError where anything is in the folder that no page has put there, or where no
+        folder can be made beside it.
     """
     names = {path.name for path in _STATIC.iterdir() if path.is_file()}
     names |= {MODEL, DETECTOR, *(f"onnxruntime/{name}" for name in _RUNTIME)}
     if not directory.exists() and not directory.is_symlink():
+        _check_beside(directory)
         return
     if not directory.is_dir():
         raise OutputError(f"{directory}: is no folder; name a new one")
@@ -118,6 +120,17 @@ def check_place(directory: Path) -> None:
         )
     if found and DETECTOR not in found:
         raise OutputError(f"{directory}: holds files of no page of blemish; name a new folder")
+    _check_beside(directory)
+
+
+def _check_beside(directory: Path) -> None:
+    """Raises: OutputError where the folder, which is made beside its place, cannot be written."""
+    try:
+        check_writable(directory.with_name(f"{directory.name}.page"))
+    except OutputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise cannot_write(directory, error.__cause__) from error
+        raise
 
 
 def _replace(directory: Path, made: Path) -> None:
