@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +248,9 @@ def test_a_time_budget_sets_the_number_of_steps(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patched:
         patched.setattr("blemish.training.loop.time.perf_counter", lambda: toy.now)
         done, _ = train(toy, stream_of(pictures(9)), seed=7, identity={}, budget=Budget(minutes=2))
-    # 9 s of encoding; a slow step and two others say that a step takes 2 s; 97 s are left then.
-    assert done.steps == toy.made.item() == (120 - 9 - 14) // 2
+    # 3 rows are encoded twice, to see whether all can be, which takes 9 s; a slow step and two
+    # others say that a step takes 2 s; 91 s are left then.
+    assert done.steps == toy.made.item() == (120 - 6 - 9 - 14) // 2
     assert done.seconds <= 120
     without, plain = run(ToyConfig(epochs=1, min_steps=done.steps), 9)
     assert plain.steps == done.steps
@@ -289,11 +291,34 @@ def test_a_compute_budget_pays_for_what_is_encoded_anew() -> None:
     assert (done.steps, done.cached) == (5, False)
 
 
-def test_a_compute_budget_that_encoding_has_used_up() -> None:
+def test_a_budget_that_suffices_for_no_step() -> None:
     told: list[str] = []
     how: dict[str, Any] = {"progress": lambda stage, *_: told.append(stage)}
     assert run(ToyConfig(), 9, budget=Budget(teraflops=1e-9), **how)[1].steps == 1
-    assert "encoding the pictures has used up the compute budget: one step is made" in told
+    assert "the compute budget does not suffice for a step: one is made" in told
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_only_rows_that_come_in_steps_are_charged_for(steps: int) -> None:
+    """Else nothing would be left of a budget for a training on many pictures."""
+    exactly = (min(13, 4 * steps) * ENCODED + 4 * steps * STEP) / 1e12
+    config = ToyConfig(epochs=1000)
+    assert run(config, 13, budget=Budget(teraflops=exactly))[1].steps == steps
+    assert run(config, 13, budget=Budget(teraflops=exactly * 0.9999))[1].steps == max(1, steps - 1)
+
+
+def test_a_time_budget_is_not_spent_on_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Toy.encode
+
+    def slow(self: Toy, images: Tensor) -> dict[str, Tensor]:
+        time.sleep(0.05)
+        return encode(self, images)
+
+    monkeypatch.setattr(Toy, "encode", slow)
+    # 60 pictures in batches of 3 take a second or more.
+    for minutes, cached in ((0.8 / 60, False), (6 / 60, True)):
+        done = run(ToyConfig(epochs=1000), 60, budget=Budget(minutes=minutes))[1]
+        assert done.cached is cached
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])

@@ -91,7 +91,7 @@ def train(
     with distributed.joined(device), torch.random.fork_rng(generators):
         first = 0 if found is None else found.step
         _refuse_apart(first, checkpoint)
-        rows, pictures = _read(method, stream, progress, size=size, first=first)
+        rows, pictures = _read(method, stream, budget, progress, size=size, first=first)
         fingerprint = checkpoints.fingerprint(pictures)
         run = _Run(method, rows, size, seed, started, checkpoint, identity, fingerprint, found)
         if budget.minutes is not None and found is None:
@@ -273,8 +273,8 @@ class _Run:
 
     def fit_to_arithmetic(self, allowed: float, progress: Progress) -> None:
         """Makes as many steps of it as `allowed` floating-point operations suffice for, together
-        with what the frozen part has taken for all that is kept of it: some steps are counted, and
-        undone."""
+        with what the frozen part has taken for the rows that come in them: some steps are counted,
+        and undone."""
         counted: list[int] = []
         with self._tried() as batches:
             for number in range(COUNTED):
@@ -282,21 +282,26 @@ class _Run:
                 with counting() as counter:
                     self.take(next(batches), number, 100)
                 counted.append(counter.get_total_flops())
-        told = distributed.exchange([self._flops_of_reading(), sum(counted) / COUNTED])
-        reading, each = map(sum, zip(*told, strict=True))
-        if reading >= allowed:
-            progress("encoding the pictures has used up the compute budget: one step is made", 0, 0)
-        self.steps = max(1, int((allowed - reading) / max(each, 1)))
+        step = sum(counted) / COUNTED
+        told = distributed.exchange([self._flops_of_a_row(), self.rows.rows, step])
+        encoding, rows, stepping = (list(each) for each in zip(*told, strict=True))
+        row, every, each = max(encoding), sum(rows), max(sum(stepping), 1)
+        size = self.method.config.train_batch_size
+        new = int(allowed / (each + row * size))  # steps of rows that are encoded for them
+        if new == 0:
+            progress("the compute budget does not suffice for a step: one is made", 0, 0)
+        again = int((allowed - row * every) / each)  # where all have been
+        self.steps = max(1, min(new, every // size), again)
 
-    def _flops_of_reading(self) -> int:
-        """Of what the frozen part gives of all rows of this process, once; 0 where it is not kept,
-        as each step pays for it then."""
+    def _flops_of_a_row(self) -> int:
+        """Of what the frozen part gives of a row, once; 0 where it is not kept, as each step pays
+        for it then."""
         if self.rows.kept is None:
             return 0
         image = self.rows.picture(0)[None].to(self.device)
         with torch.no_grad(), counting() as counter:
             self.method.encode(image)
-        return self.rows.rows * int(counter.get_total_flops())
+        return int(counter.get_total_flops())
 
     @contextmanager
     def _tried(self) -> Iterator[Generator[TrainingBatch]]:
@@ -353,8 +358,31 @@ def _optimizer(method: Learner) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _takes_too_long(method: Learner, stream: PictureStream, minutes: float) -> bool:
+    """Whether nearly all of so many minutes would go into what the frozen part gives of all rows:
+    more steps are made where each pays for its own rows."""
+    with closing(iter(stream)) as reading:
+        batch = next(reading, None)
+    if batch is None:
+        return False
+    images, seconds = batch.images.to(method.backbone.device), 0.0
+    for _ in range(2):  # the first is slower
+        begun = time.perf_counter()
+        with torch.no_grad():
+            each = next(iter(method.encode(images).values()))
+            float(each.flatten()[0])  # a GPU is waited for
+        seconds = time.perf_counter() - begun
+    return stream.rows / len(images) * seconds > 0.9 * 60 * minutes
+
+
 def _read(
-    method: Learner, stream: PictureStream, progress: Progress, *, size: int, first: int
+    method: Learner,
+    stream: PictureStream,
+    budget: Budget,
+    progress: Progress,
+    *,
+    size: int,
+    first: int,
 ) -> tuple[Feed, Found]:
     """The frozen part, first and once: this process's share of the stream, and what all processes
     have found of all of it.
@@ -373,6 +401,8 @@ def _read(
         batch_size=min(stream.batch_size, size),
     )
     limit = method.config.cache_gib * 2**30 / processes
+    if budget.minutes is not None and _takes_too_long(method, own, budget.minutes):
+        limit = 0.0
     rows = feed.read(method, own, limit=limit, progress=progress)
     broken = {position: failure.reason for position, failure in rows.found.failures.items()}
     told = [first, *(list(each.items()) for each in (rows.found.digests, rows.found.notes, broken))]
