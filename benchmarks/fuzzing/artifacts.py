@@ -39,7 +39,7 @@ TINY: Mapping[str, Any] = {
 BRIEF: Mapping[str, Any] = {
     **{"epochs": 1, "min_steps": 2, "train_batch_size": 4},
     **{"teacher_steps": 12, "teacher_batch_size": 4},
-    **{"width": 32, "heads": 4, "depth": 1, "zoom": 1.0},
+    **{"width": 32, "heads": 4, "depth": 1, "zoom": 1.0, "levels": 1},
 }
 
 HOSTILE: Sequence[Any] = (
