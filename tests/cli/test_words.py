@@ -87,4 +87,4 @@ def test_a_training_that_saw_less_than_all_pictures_is_told() -> None:
     assert told == "1,200 steps, 1 pass over the pictures, loss 0.5123"
     told, doubt = words.training({"steps": 1, "epochs": 0.0383, "loss": 2})
     assert told == "1 step, 0.0383 passes over the pictures, loss 2"
-    assert "notice: the budget ended the training before" in doubt
+    assert "notice: the training ended before it had seen every picture once" in doubt

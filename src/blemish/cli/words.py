@@ -163,7 +163,7 @@ def student_doubts(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def training(made: Mapping[str, Any]) -> list[str]:
-    """How long a training was, and a notice where a budget ended it before all pictures were seen.
+    """How long a training was, and a notice where it ended before all pictures were seen.
 
     Args: made: as a manifest has it; see `training.records.Training`.
     """
@@ -174,8 +174,8 @@ def training(made: Mapping[str, Any]) -> list[str]:
     if epochs >= 1:
         return [told]
     doubt = (
-        "the budget ended the training before it had seen every picture once, so little has been "
-        "learned; give it more, or leave it out"
+        "the training ended before it had seen every picture once, so it may have learned little; "
+        "give it a larger budget or none, or more steps"
     )
     return [told, *notices([doubt])]
 
