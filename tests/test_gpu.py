@@ -126,8 +126,8 @@ def test_training_in_bf16_and_an_interruption(
     steps, take = [], loop._Run.take
 
     def stopped(self: loop._Run, *arguments: Any) -> float:
-        steps.append(1)
-        if len(steps) == 3:
+        steps.extend([1] * (self.steps == 6))  # not those of a teacher before
+        if sum(steps) == 3:
             signal.raise_signal(signal.SIGINT)
         return take(self, *arguments)
 

@@ -154,6 +154,13 @@ def test_the_time_budget_reaches_the_training(picture: Part, small: Any) -> None
     assert detector.manifest["seconds"] < 10
 
 
+@pytest.mark.parametrize("method", ["atacnet", "dra", "ahl", "draem"])
+def test_a_time_budget_where_nothing_is_frozen(method: str, picture: Part, small: Any) -> None:
+    """There is nothing to encode first, whose time could be told."""
+    made = blemish.fit(method, parts(picture, 5), time_budget=0.005, **small).manifest
+    assert made["training"]["steps"] > 0
+
+
 @pytest.mark.parametrize(
     ("method", "options", "says"),
     [

@@ -35,7 +35,8 @@ class Feed:
 
     Attributes:
         found: what is known of the pictures of the stream.
-        kept: row by row what a step needs; None where it does not fit in memory.
+        kept: row by row what a step needs, on a GPU where its memory has much room, else in main
+            memory; None where it does not fit.
 
     Where some of the pictures are labelled defects, half of every batch is drawn from them, as
     often as that takes, unless the method wants another part, or them as often as the other
@@ -142,11 +143,12 @@ class Feed:
         self, kept: TrainingBatch, chunks: Iterator[list[int]]
     ) -> Generator[TrainingBatch]:
         device = self.method.backbone.device
-        on_gpu = device.type == "cuda"
-        gather = partial(_gathered, dataclasses.replace(kept, labels=self.labels), pinned=on_gpu)
-        # A GPU is not to wait for the gathering; where the CPU trains there is nothing else to
-        # gather with.
-        for batch in map_ahead(gather, chunks, ahead=2) if on_gpu else map(gather, chunks):
+        # A GPU is not to wait for the gathering; what gathers where it trains has nothing to wait
+        # for.
+        away = any(part.device != device for part in _parts(kept))
+        labels = None if self.labels is None else self.labels.to(_parts(kept)[0].device)
+        gather = partial(_gathered, dataclasses.replace(kept, labels=labels), pinned=away)
+        for batch in map_ahead(gather, chunks, ahead=2) if away else map(gather, chunks):
             yield _each(batch, lambda part: part.to(device, non_blocking=True))
 
     def _computed(self, chunks: Iterator[list[int]], size: int) -> Generator[TrainingBatch]:
@@ -194,9 +196,14 @@ def read(method: Learner, stream: PictureStream, *, limit: float, progress: Prog
         if done == 0 or kept is not None:
             features = _encoded(method, batch.images.to(method.backbone.device), stream.batch_size)
             rows = TrainingBatch(batch.images if method.needs_images else None, features)
-            if done == 0 and total * sum(part[0].nbytes for part in _parts(rows)) <= limit:
+            wanted = total * sum(part[0].nbytes for part in _parts(rows))
+            if done == 0 and wanted <= limit:
+                there = _keeper(method.backbone.device, wanted)
                 kept = _each(
-                    rows, lambda part: torch.empty((total, *part.shape[1:]), dtype=part.dtype)
+                    rows,
+                    lambda part: torch.empty(
+                        (total, *part.shape[1:]), dtype=part.dtype, device=there
+                    ),
                 )
             if kept is not None:
                 for into, part in zip(_parts(kept), _parts(rows), strict=True):
@@ -204,6 +211,13 @@ def read(method: Learner, stream: PictureStream, *, limit: float, progress: Prog
         done += count
         progress(READING, done, total)
     return Feed(method, stream, reading.found, kept)
+
+
+def _keeper(device: torch.device, wanted: int) -> torch.device:
+    """Where so many bytes are kept: a GPU that has four times the room leaves enough to train."""
+    if device.type == "cuda" and 4 * wanted <= torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")
 
 
 def _encoded(method: Learner, images: Tensor, rows: int) -> dict[str, Tensor]:
@@ -252,7 +266,9 @@ def _gathered(kept: TrainingBatch, rows: list[int], *, pinned: bool) -> Training
     wanted = torch.tensor(rows)
 
     def take(part: Tensor) -> Tensor:
-        into = torch.empty((len(rows), *part.shape[1:]), dtype=part.dtype, pin_memory=pinned)
+        if not pinned:
+            return part[wanted.to(part.device)]
+        into = torch.empty((len(rows), *part.shape[1:]), dtype=part.dtype, pin_memory=True)
         return torch.index_select(part, 0, wanted, out=into)
 
     return _each(kept, take)
