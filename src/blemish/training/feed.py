@@ -199,12 +199,7 @@ def read(method: Learner, stream: PictureStream, *, limit: float, progress: Prog
             wanted = total * sum(part[0].nbytes for part in _parts(rows))
             if done == 0 and wanted <= limit:
                 there = _keeper(method.backbone.device, wanted)
-                kept = _each(
-                    rows,
-                    lambda part: torch.empty(
-                        (total, *part.shape[1:]), dtype=part.dtype, device=there
-                    ),
-                )
+                kept = _each(rows, partial(_room, total, there))
             if kept is not None:
                 for into, part in zip(_parts(kept), _parts(rows), strict=True):
                     into[done : done + count] = part
@@ -218,6 +213,11 @@ def _keeper(device: torch.device, wanted: int) -> torch.device:
     if device.type == "cuda" and 4 * wanted <= torch.cuda.mem_get_info(device)[0]:
         return device
     return torch.device("cpu")
+
+
+def _room(rows: int, device: torch.device, part: Tensor) -> Tensor:
+    """For so many rows like those of `part`."""
+    return torch.empty((rows, *part.shape[1:]), dtype=part.dtype, device=device)
 
 
 def _encoded(method: Learner, images: Tensor, rows: int) -> dict[str, Tensor]:
