@@ -41,8 +41,9 @@ BRIEF: dict[str, Any] = {**artifacts.BRIEF, "min_steps": 12, "train_batch_size":
 BRIEFER: dict[str, dict[str, Any]] = {
     "guided": {"min_steps": 2},
     "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
-    "dra": {"min_steps": 40, "learning_rate": 3e-3},
-    "ahl": {"min_steps": 30, "learning_rate": 3e-3, "clusters": 2, "watched": 8},
+    # Both sizes, as by default: with one the maps of AHL mark the edges of a defect, each alone.
+    "dra": {"min_steps": 40, "learning_rate": 3e-3, "levels": 2},
+    "ahl": {"min_steps": 30, "learning_rate": 3e-3, "levels": 2, "clusters": 2, "watched": 8},
     "draem": {"min_steps": 150, "learning_rate": 1e-2, "width": 8, "share": 1.0},
 }
 
