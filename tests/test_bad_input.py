@@ -44,6 +44,34 @@ def test_a_folder_without_pictures(refused: Refused, part: Path, tmp_path: Path)
     assert not (tmp_path / "x").exists()
 
 
+def test_nothing_is_written_over_a_picture(
+    refused: Refused, part: Path, mvtec: Path, tmp_path: Path
+) -> None:
+    """Whatever the option: what it writes is not named as a picture, which it might replace."""
+    (good,) = list(mvtec.glob("train/good/*.png"))[:1]
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    before = good.read_bytes()
+    for command in (
+        ("fit knn", mvtec, "-o", good, FIT),
+        ("pretrain", mvtec, "-o", good, "--backbone test_vit"),
+        ("calibrate", part, "--threshold 1 -o", good),
+        ("refine", part, "--good", mvtec, "-o", good),
+        ("predict", part, mvtec, "--report", good),
+        ("predict", part, mvtec, "--coco", good),
+        ("evaluate", part, mvtec, "--report", good),
+        ("bench --methods knn --backbone test_vit --data", mvtec, "--results", good),
+        ("bench table", rows, "-o", good),
+        ("export", part, "-o", good),
+    ):
+        said = refused(*command)
+        assert f"{good}: is the name of a picture" in said or "ends in .onnx or .xml" in said
+        assert good.read_bytes() == before
+    new = tmp_path / "new.TIFF"  # there is none yet, and a folder scan would take it for one
+    assert "is the name of a picture" in refused("predict", part, mvtec, "--report", new)
+    assert not new.exists()
+
+
 def test_one_picture(run: Run, refused: Refused, tmp_path: Path, write: Any, picture: Any) -> None:
     one = write(tmp_path / "one" / "a.png", picture(0))
     fit = (one.parent, "-o", tmp_path / "x", FIT)

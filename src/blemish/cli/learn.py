@@ -378,7 +378,7 @@ def _sheet(output: Path) -> Path:
 
 def _to_draw(sheet: Path) -> Path:
     """The same, if it can be written. Raises: OutputError."""
-    check_writable(sheet)
+    check_writable(sheet, picture=True)
     return sheet
 
 
@@ -423,7 +423,7 @@ def _learned(
 
     check_name(output, None)
     for path in (output, *((log, health.figure_of(log)) if log else ())):
-        check_writable(path)
+        check_writable(path, picture=path not in (output, log))
     first = rank() == 0
     with locked(output) if first else nullcontext():
         try:
