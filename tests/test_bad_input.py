@@ -13,9 +13,11 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,10 @@ from parts import FIT, rows_of
 from PIL import Image
 
 from blemish.artifact import read
+from blemish.cli import learn
 from blemish.data import ahead
+from blemish.errors import OutputError
+from blemish.files import cannot_write, write_whole
 
 Run = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
@@ -314,6 +319,40 @@ def test_a_full_disk(
     ):
         assert "No space left on device" in refused(*command)
     assert list(out.rglob("*")) == []  # nothing half written
+
+
+def test_what_was_learned_is_kept_where_its_disk_has_filled_up(
+    refused: Refused, run: Run, good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, there = tmp_path / "kept", tmp_path / "out" / "x.blemish"
+    kept.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(kept))
+
+    def full(path: Path, content: Any) -> Path:
+        if not path.is_relative_to(kept):
+            raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        return write_whole(path, content)
+
+    monkeypatch.setattr("blemish.artifact.write_whole", full)
+    said = refused("fit knn", good_folder, FIT, "-o", there)
+    (made,) = kept.glob("*/x.blemish")
+    assert "No space left on device" in said
+    assert f"What was made is kept in {made}: move it to {there}" in said
+    assert not there.exists()
+    assert run("predict", made, good_folder)[0] == 0
+
+
+def test_a_trained_one_can_be_made_again_from_its_checkpoint(tmp_path: Path) -> None:
+    def fails(path: Path) -> None:
+        raise OutputError(f"{path}: full")
+
+    checkpoint = tmp_path / "x.training"
+    for told, exists in (("x: full", False), ("x: full; or the same command with --resume", True)):
+        if exists:
+            checkpoint.touch()
+        with pytest.raises(OutputError, match=told) as caught:
+            learn._save(SimpleNamespace(save=fails), tmp_path / "x", [checkpoint])
+        assert ("--resume" in str(caught.value)) == exists
 
 
 def test_a_disk_that_fills_up_while_predicting(

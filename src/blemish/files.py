@@ -6,7 +6,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +48,7 @@ _TEMPORARY = re.compile(r"\.blemish-[0-9a-f]{16}\.tmp")
 _ABANDONED = 60.0
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)")  # two letters at least: C:\ is a drive
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd(/.*)?)|/proc/.*")
+_PROBE = 2**16  # bytes by which a disk is found to be full before any work
 _BLOCK = 2**16  # bytes that are read at once from the end of a file of rows
 _swept: set[Path] = set()  # folders that this process has looked through for what killed ones left
 
@@ -235,8 +238,33 @@ def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
     return start + begins, tail[begins:]
 
 
+def or_elsewhere(path: Path, write: Callable[[Path], object], then: str) -> None:
+    """Have `write` write at `path` what took long to make; where that fails, beside other temporary
+    files in a new folder, so that it is not lost.
+
+    Args: then: what is to be done with it, in a few words.
+    Raises: OutputError, always where it is not at `path`. It says where it is kept; where it could
+        not be kept either, no more than the first one.
+    """
+    try:
+        write(path)
+    except OutputError as error:
+        kept = None
+        try:
+            kept = Path(tempfile.mkdtemp(prefix="blemish-kept-"), path.name)
+            write(kept)
+        except (OSError, OutputError):  # that disk is full, too, or there is none
+            if kept is not None:
+                shutil.rmtree(kept.parent, ignore_errors=True)
+            raise error from None
+        raise OutputError(f"{error}. What was made is kept in {kept}: {then}") from error
+
+
 def check_writable(path: Path, *, picture: bool = False) -> None:
     """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
+
+    By writing as much as a small result: where the disk is full already, an empty file can still
+    be made.
 
     Args: picture: as of `write_whole`.
     Raises: OutputError.
@@ -248,8 +276,13 @@ def check_writable(path: Path, *, picture: bool = False) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         sweep(place.parent)
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        try:
+            with probe.open("xb") as file:
+                file.write(bytes(_PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
 
