@@ -13,9 +13,11 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,10 @@ from parts import FIT, rows_of
 from PIL import Image
 
 from blemish.artifact import read
+from blemish.cli import learn
 from blemish.data import ahead
+from blemish.errors import OutputError
+from blemish.files import cannot_write, write_whole
 
 Run = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
@@ -42,6 +47,34 @@ def test_a_folder_without_pictures(refused: Refused, part: Path, tmp_path: Path)
     assert "no such file or folder" in refused("predict", part, tmp_path / "nowhere")
     assert "nothing matches this pattern" in refused("predict", part, tmp_path / "*.png")
     assert not (tmp_path / "x").exists()
+
+
+def test_nothing_is_written_over_a_picture(
+    refused: Refused, part: Path, mvtec: Path, tmp_path: Path
+) -> None:
+    """Whatever the option: what it writes is not named as a picture, which it might replace."""
+    (good,) = list(mvtec.glob("train/good/*.png"))[:1]
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    before = good.read_bytes()
+    for command in (
+        ("fit knn", mvtec, "-o", good, FIT),
+        ("pretrain", mvtec, "-o", good, "--backbone test_vit"),
+        ("calibrate", part, "--threshold 1 -o", good),
+        ("refine", part, "--good", mvtec, "-o", good),
+        ("predict", part, mvtec, "--report", good),
+        ("predict", part, mvtec, "--coco", good),
+        ("evaluate", part, mvtec, "--report", good),
+        ("bench --methods knn --backbone test_vit --data", mvtec, "--results", good),
+        ("bench table", rows, "-o", good),
+        ("export", part, "-o", good),
+    ):
+        said = refused(*command)
+        assert f"{good}: is the name of a picture" in said or "ends in .onnx or .xml" in said
+        assert good.read_bytes() == before
+    new = tmp_path / "new.TIFF"  # there is none yet, and a folder scan would take it for one
+    assert "is the name of a picture" in refused("predict", part, mvtec, "--report", new)
+    assert not new.exists()
 
 
 def test_one_picture(run: Run, refused: Refused, tmp_path: Path, write: Any, picture: Any) -> None:
@@ -286,6 +319,40 @@ def test_a_full_disk(
     ):
         assert "No space left on device" in refused(*command)
     assert list(out.rglob("*")) == []  # nothing half written
+
+
+def test_what_was_learned_is_kept_where_its_disk_has_filled_up(
+    refused: Refused, run: Run, good_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, there = tmp_path / "kept", tmp_path / "out" / "x.blemish"
+    kept.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(kept))
+
+    def full(path: Path, content: Any) -> Path:
+        if not path.is_relative_to(kept):
+            raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        return write_whole(path, content)
+
+    monkeypatch.setattr("blemish.artifact.write_whole", full)
+    said = refused("fit knn", good_folder, FIT, "-o", there)
+    (made,) = kept.glob("*/x.blemish")
+    assert "No space left on device" in said
+    assert f"What was made is kept in {made}: move it to {there}" in said
+    assert not there.exists()
+    assert run("predict", made, good_folder)[0] == 0
+
+
+def test_a_trained_one_can_be_made_again_from_its_checkpoint(tmp_path: Path) -> None:
+    def fails(path: Path) -> None:
+        raise OutputError(f"{path}: full")
+
+    checkpoint = tmp_path / "x.training"
+    for told, exists in (("x: full", False), ("x: full; or the same command with --resume", True)):
+        if exists:
+            checkpoint.touch()
+        with pytest.raises(OutputError, match=told) as caught:
+            learn._save(SimpleNamespace(save=fails), tmp_path / "x", [checkpoint])
+        assert ("--resume" in str(caught.value)) == exists
 
 
 def test_a_disk_that_fills_up_while_predicting(

@@ -121,6 +121,18 @@ def test_devices_and_pipes_are_not_replaced(
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.dcm"])
+def test_what_is_no_picture_is_not_named_as_one(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    for write in (files.check_writable, lambda path: files.write_whole(path, b"{}")):
+        with pytest.raises(OutputError, match="is the name of a picture"):
+            write(path)
+    with pytest.raises(OutputError, match="is the name of a picture"), files.locked(path):
+        pass
+    files.check_writable(path, picture=True)
+    assert files.write_whole(path, b"pixels", picture=True).read_bytes() == b"pixels"
+
+
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     left, fresh, held, other = (tmp_path / f".blemish-{sign * 16}.tmp" for sign in "abcx")
     for path in (left, fresh, held, other):

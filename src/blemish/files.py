@@ -6,7 +6,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,11 +34,21 @@ ROWS_BYTES = 4 * GIB  # of predictions, of a benchmark, of the log of a training
 TABLE_BYTES = GIB
 DOCUMENT_BYTES = 16 * 2**20  # of settings, of a suite, of what a run says of itself
 
+# What pictures are named as, in lower case: a folder scan considers these (the content decides the
+# format), and nothing but a picture is written under such a name, where it might replace one.
+EXTENSIONS = frozenset(
+    (
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
+        *(".pgm", ".ppm", ".pnm", ".dcm", ".dicom"),
+    )
+)
+
 _TEMPORARY = re.compile(r"\.blemish-[0-9a-f]{16}\.tmp")
 # Seconds since something was written to a temporary file, which was in memory already.
 _ABANDONED = 60.0
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)")  # two letters at least: C:\ is a drive
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd(/.*)?)|/proc/.*")
+_PROBE = 2**16  # bytes by which a disk is found to be full before any work
 _BLOCK = 2**16  # bytes that are read at once from the end of a file of rows
 _swept: set[Path] = set()  # folders that this process has looked through for what killed ones left
 
@@ -116,17 +128,21 @@ def read_whole(path: str | Path, *, limit: int, error: Callable[[str], Exception
             raise error(f"{path}: cannot be read ({_reason(problem)})") from problem
 
 
-def write_whole(path: str | Path, content: bytes | Iterable[bytes]) -> Path:
+def write_whole(
+    path: str | Path, content: bytes | Iterable[bytes], *, picture: bool = False
+) -> Path:
     """Write to a temporary file beside `path`, fsync, rename; missing folders are made.
 
     A symbolic link stays, and what it leads to is replaced. A file that is replaced keeps its mode.
     Temporary files that killed processes have left in the folder are removed.
 
-    Args: content: at once, or piece by piece as it is made.
+    Args:
+        content: at once, or piece by piece as it is made.
+        picture: whether it may be one: nothing else gets the name of one (`EXTENSIONS`).
     Raises: OutputError if it cannot be written (no permission, disk full, a folder of that name…).
     """
     path = Path(path)
-    target = writable_place(path)
+    target = writable_place(path, picture=picture)
     # Not tempfile: its files are private to the user, and results are made to be handed on.
     temporary = target.parent / f".blemish-{secrets.token_hex(8)}.tmp"
     try:
@@ -151,16 +167,22 @@ def write_whole(path: str | Path, content: bytes | Iterable[bytes]) -> Path:
     return path
 
 
-def writable_place(path: Path) -> Path:
+def writable_place(path: Path, *, picture: bool = False) -> Path:
     """Where a file named `path` is written: behind the links, where it is one.
 
+    Args: picture: as of `write_whole`.
     Raises: OutputError for what is there and is no file (a folder is refused when it is written
-    to), and for a URI.
+    to), for a URI, and for the name of a picture.
     """
     if uri := uri_of(path):
         raise OutputError(
             f"{uri}: is on another file system, where `predict --engine ray` alone writes; name a "
             "path, and copy the file there"
+        )
+    if not picture and path.suffix.lower() in EXTENSIONS:
+        raise OutputError(
+            f"{path}: is the name of a picture, and what is written is none: it might replace one; "
+            "let the name end otherwise"
         )
     target = path
     try:
@@ -216,20 +238,51 @@ def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
     return start + begins, tail[begins:]
 
 
-def check_writable(path: Path) -> None:
+def or_elsewhere(path: Path, write: Callable[[Path], object], then: str) -> None:
+    """Have `write` write at `path` what took long to make; where that fails, beside other temporary
+    files in a new folder, so that it is not lost.
+
+    Args: then: what is to be done with it, in a few words.
+    Raises: OutputError, always where it is not at `path`. It says where it is kept; where it could
+        not be kept either, no more than the first one.
+    """
+    try:
+        write(path)
+    except OutputError as error:
+        kept = None
+        try:
+            kept = Path(tempfile.mkdtemp(prefix="blemish-kept-"), path.name)
+            write(kept)
+        except (OSError, OutputError):  # that disk is full, too, or there is none
+            if kept is not None:
+                shutil.rmtree(kept.parent, ignore_errors=True)
+            raise error from None
+        raise OutputError(f"{error}. What was made is kept in {kept}: {then}") from error
+
+
+def check_writable(path: Path, *, picture: bool = False) -> None:
     """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
 
+    By writing as much as a small result: where the disk is full already, an empty file can still
+    be made.
+
+    Args: picture: as of `write_whole`.
     Raises: OutputError.
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
-    place = writable_place(path)
+    place = writable_place(path, picture=picture)
     probe = place.parent / f".blemish-{secrets.token_hex(8)}.tmp"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         sweep(place.parent)
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        try:
+            with probe.open("xb") as file:
+                file.write(bytes(_PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from blemish.bench.results import (
 from blemish.bench.results.rows import departures
 from blemish.bench.suites import Cost, Efficiency
 from blemish.detector.fit import configure
-from blemish.errors import DataError
+from blemish.errors import DataError, OutputError
 
 
 def test_damaged_and_newer_rows_are_refused(tmp_path: Path) -> None:
@@ -48,6 +51,39 @@ def test_a_row_with_odd_characters_is_one_line(tmp_path: Path) -> None:
     append(path, a_row())
     assert len(path.read_bytes().splitlines()) == 2
     assert read_rows(path)[1] == a_row()
+
+
+def test_a_row_that_cannot_be_added_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, kept = tmp_path / "rows.jsonl", tmp_path / "kept"
+    kept.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(kept))
+    append(path, a_row(seed=1))
+    before, sync = path.read_bytes(), os.fsync
+
+    def full(number: int) -> None:
+        if full_until and os.readlink(f"/proc/self/fd/{number}").startswith(full_until):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    full_until = str(path)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        append(path, a_row(seed=2))
+    assert path.read_bytes() == before  # no half of a row either
+    (place,) = kept.glob("*/rows.jsonl")
+    assert f"is kept in {place}: once there is room, add this line to rows.jsonl" in str(
+        caught.value
+    )
+    path.write_bytes(before + place.read_bytes())
+    assert read_rows(path) == [a_row(seed=1), a_row(seed=2)]
+
+    full_until = str(tmp_path)  # and so there is no room for temporary files either
+    with pytest.raises(OutputError, match="The row is kept nowhere") as caught:
+        append(path, a_row(seed=3))
+    assert json.loads(str(caught.value).splitlines()[-1]) == a_row(seed=3)
+    assert list(kept.iterdir()) == [place.parent]
 
 
 def test_the_table_has_means_and_deviations_over_seeds() -> None:

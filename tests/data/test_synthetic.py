@@ -129,11 +129,11 @@ def test_no_half_of_a_set_stays(
 ) -> None:
     writes: list[Path] = []
 
-    def fails_later(path: Path, content: bytes) -> Path:
+    def fails_later(path: Path, content: bytes, *, picture: bool) -> Path:
         writes.append(path)
         if len(writes) == 9:
             raise problem
-        return write_whole(path, content)
+        return write_whole(path, content, picture=picture)
 
     monkeypatch.setattr("blemish.data.synthetic.write_whole", fails_later)
     with pytest.raises(type(problem)):

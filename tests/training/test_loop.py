@@ -321,6 +321,18 @@ def test_a_time_budget_is_not_spent_on_encoding(monkeypatch: pytest.MonkeyPatch)
         assert done.cached is cached
 
 
+def test_a_time_budget_of_what_has_no_frozen_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an encoder that learns by swav: nothing is encoded once, so there is no time to ask
+    after."""
+    monkeypatch.setattr(Toy, "encode", lambda self, images: {})
+    monkeypatch.setattr(Toy, "start_training", lambda self, sample: None)
+    monkeypatch.setattr(Toy, "training_step", lambda self, *_: self.learned.bias.square().sum())
+    monkeypatch.setattr(Toy, "after_step", lambda self, *_: None)
+    monkeypatch.setattr(Toy, "end_training", lambda self, steps: None)
+    done = run(ToyConfig(epochs=1000, looks=True), 9, budget=Budget(minutes=0.5 / 60))[1]
+    assert done.steps >= 1
+
+
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
 @pytest.mark.parametrize(
     ("name", "said"),

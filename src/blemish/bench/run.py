@@ -71,7 +71,7 @@ from blemish.detector.evaluate import evaluate
 from blemish.detector.fit import fit
 from blemish.detector.predict import Detector
 from blemish.errors import BlemishError, ConfigError, DataError
-from blemish.files import cannot_write, end_last_row, locked
+from blemish.files import cannot_write, check_writable, end_last_row, locked
 from blemish.images import Picture
 from blemish.types import ANOMALOUS, NORMAL, ORIGINAL, Failure, Mode, Prediction, Sample, silent
 from blemish.types import Progress as Progress
@@ -137,6 +137,7 @@ def run(
         raise ConfigError(f"jobs: at least 1 is needed, got {jobs}")
     machine = _machine(device, precision)
     wanted = {one.key: one for one in runs}  # a wrong config ends the bench here, not after hours
+    check_writable(results)
     with locked(results):
         rows = _done(wanted, results, machine)
         end_last_row(results)  # only now: another file than one of results stays as it is

@@ -39,9 +39,9 @@ from blemish.cli.options import (
     Window,
 )
 from blemish.cli.status import BROKEN_PICTURES, WELL
-from blemish.errors import CollapseError
+from blemish.errors import CollapseError, OutputError
 from blemish.extras import require
-from blemish.files import check_writable, locked
+from blemish.files import check_writable, locked, or_elsewhere
 from blemish.types import silent
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ def _sheet(output: Path) -> Path:
 
 def _to_draw(sheet: Path) -> Path:
     """The same, if it can be written. Raises: OutputError."""
-    check_writable(sheet)
+    check_writable(sheet, picture=True)
     return sheet
 
 
@@ -423,7 +423,7 @@ def _learned(
 
     check_name(output, None)
     for path in (output, *((log, health.figure_of(log)) if log else ())):
-        check_writable(path)
+        check_writable(path, picture=path not in (output, log))
     first = rank() == 0
     with locked(output) if first else nullcontext():
         try:
@@ -433,7 +433,7 @@ def _learned(
             ):
                 learned = learn(progress=progress)
                 if first:
-                    learned.save(output)
+                    _save(learned, output, checkpoints)
         except CollapseError:
             if not first:
                 return None  # all see it at once, and the first explains it
@@ -447,6 +447,18 @@ def _learned(
         if first:
             _forget(checkpoints)
     return learned if first else None
+
+
+def _save(learned: Any, output: Path, checkpoints: Sequence[Path]) -> None:
+    """Raises: OutputError, which says where what was learned is kept instead."""
+    try:
+        or_elsewhere(output, learned.save, f"move it to {output}")
+    except OutputError as error:
+        if not any(checkpoint.exists() for checkpoint in checkpoints):
+            raise
+        raise OutputError(
+            f"{error}; or the same command with --resume makes it again from its checkpoint"
+        ) from error
 
 
 def _forget(checkpoints: Sequence[Path]) -> None:

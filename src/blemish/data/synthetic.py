@@ -89,8 +89,8 @@ def write_synthetic(
             made = picture(seed, part, number, size, kind)
             if kind:
                 mask = folder / "ground_truth" / kind / f"{file.stem}_mask.png"
-                write_whole(mask, _png(made.mask.astype(np.uint8) * 255))
-            write_whole(folder / file, _png(made.pixels))
+                write_whole(mask, _png(made.mask.astype(np.uint8) * 255), picture=True)
+            write_whole(folder / file, _png(made.pixels), picture=True)
     except BaseException:  # half a data set looks like a whole one
         for name in ("train", "test", "ground_truth"):
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -24,7 +24,6 @@ from blemish.engines import ir, protobuf
 from blemish.engines.record import EXPORT, FORMAT, Exported, Kind, read_record
 from blemish.errors import ArtifactError, OutputError
 from blemish.files import ARTIFACT_BYTES, GIB, check_writable, read_whole, write_whole
-from blemish.images import EXTENSIONS
 
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".xml": "openvino"}
 WEIGHTS = ".bin"  # beside an .xml
@@ -73,7 +72,7 @@ def is_exported(path: str | Path) -> bool:
 
 def check_name(path: str | Path, kind: Kind | None) -> None:
     """Raises: OutputError for a name that does not end as files of the kind do; None = artifacts,
-    which have any ending but these and those of pictures, one of which might be replaced.
+    which have any ending but these.
     """
     path = Path(path)
     if kind is None and is_exported(path):
@@ -81,8 +80,6 @@ def check_name(path: str | Path, kind: Kind | None) -> None:
             f"{path}: is the name of an exported file; name the artifact {path.stem}.blemish, from "
             f"which blemish export writes {path.name}"
         )
-    if kind is None and path.suffix.lower() in EXTENSIONS:
-        raise OutputError(f"{path}: is the name of a picture; name the file {path.stem}.blemish")
     suffix = next((suffix for suffix, each in SUFFIXES.items() if each == kind), "")
     if kind is not None and path.suffix.lower() != suffix:
         raise OutputError(f"{path}: a file for {kind} is to be named {path.stem}{suffix}")

@@ -6,9 +6,10 @@ read the formats; `limits` says what a picture may ask for, and all of them toge
 what the readers share.
 """
 
+from blemish.files import EXTENSIONS
 from blemish.images.decoder import Picture, decode, decode_mask
 from blemish.images.limits import LIMITS, Limits, ran_out, within_memory
-from blemish.images.sources import EXTENSIONS, Source, sniff
+from blemish.images.sources import Source, sniff
 from blemish.images.windows import Windows, open_windows
 
 __all__ = [

@@ -41,13 +41,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Source: TypeAlias = Union[str, Path, bytes, BinaryIO, Image.Image, Array, "Tensor", Frame]
 
-EXTENSIONS = frozenset(
-    (
-        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
-        *(".pgm", ".ppm", ".pnm", ".dcm", ".dicom"),
-    )
-)
-"""Lower-case suffixes that a folder scan considers; the content decides the format."""
 _READERS: dict[str, Callable[[bytes, Limits], Container]] = {
     "png": png,
     "jpeg": jpeg,

@@ -132,7 +132,7 @@ def illustrate(
         if (gallery := cases.drawn(category, failures, several=several)) is not None:
             drawn[file] = gallery
     for file, content in drawn.items():
-        write_whole(_file(folder, file), content)
+        write_whole(_file(folder, file), content, picture=True)
     labels = Counter(samples[index].label for index in shown)
     left_out = dict.fromkeys(source for each in seen.values() for source in each.left_out)
     return Illustration(
@@ -423,7 +423,7 @@ def _check(folder: str | Path, names: Sequence[str]) -> None:
     files = [_file(folder, name) for name in names]
     if any(file.exists() for file in files):
         raise OutputError(f"{folder}: holds figures already; name another folder")
-    check_writable(files[0])
+    check_writable(files[0], picture=True)
 
 
 def _enough(dataset: Dataset, found: Collection[int]) -> list[int]:

@@ -67,7 +67,8 @@ def draw(log: Path) -> Path:
         (f"step {step:,}", attention_overlay(picture, seen)) for step, seen in attention.items()
     ]
     shown = {title: curves[name] for name, title in _TITLES.items() if name in curves}
-    write_whole(figure_of(log), figures.health(curves["step"], shown, tiles))
+    figure = figures.health(curves["step"], shown, tiles)
+    write_whole(figure_of(log), figure, picture=True)
     return figure_of(log)
 
 

@@ -320,9 +320,8 @@ def save_png(path: str | Path, picture: Picture, *, signed: str = "") -> Path:
     """
     info = PngImagePlugin.PngInfo()
     info.add_text(_SIGNATURE, signed)
-    return write_whole(
-        path, _encode(picture, "PNG", pnginfo=info) if signed else encode_png(picture)
-    )
+    content = _encode(picture, "PNG", pnginfo=info) if signed else encode_png(picture)
+    return write_whole(path, content, picture=True)
 
 
 def is_signed(path: Path, signed: str) -> bool:

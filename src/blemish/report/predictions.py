@@ -120,7 +120,7 @@ def save(
         with within_memory(prediction.source):
             mask = prediction.mask
             assert mask is not None  # as there are regions
-            write_whole(folder / files["mask"], encode_mask(mask))
+            write_whole(folder / files["mask"], encode_mask(mask), picture=True)
     if "maps" in wanted:
         files["map"] = f"maps/{name}.npy"
         content = io.BytesIO()
@@ -128,7 +128,7 @@ def save(
         write_whole(folder / files["map"], content.getvalue())
     if "tiff" in wanted:
         files["tiff"] = f"maps/{name}.tiff"
-        write_whole(folder / files["tiff"], encode_map(prediction.anomaly_map))
+        write_whole(folder / files["tiff"], encode_map(prediction.anomaly_map), picture=True)
     if "overlays" in wanted:
         view = View.of(prediction, detector, side, picture)
         files["overlay"] = f"overlays/{name}.png"

@@ -118,7 +118,7 @@ def simulate(
     every, paths = range(len(pictures.sources)), [sample.path for sample in pictures.samples]
     positions = few_shot(every, min(count, len(every)), seed, path=lambda at: paths[at])
     drawn = [pictures.sources[position] for position in positions]
-    check_writable(_sheet(folder, 1))
+    check_writable(_sheet(folder, 1), picture=True)
     size, maps = (image_size[0], image_size[-1]), None
     if chosen.needs_attention:
         progress("loading the backbone", 0, 0)
@@ -246,7 +246,7 @@ def _write(
         stem = f"{one.number}_{safe_stem(one.source)}"
         encoded = cv2.imencode(".png", mask)[1].tobytes()
         files.append(save_png(sheet.with_name(f"{stem}.png"), result))
-        files.append(write_whole(sheet.with_name(f"{stem}_mask.png"), encoded))
+        files.append(write_whole(sheet.with_name(f"{stem}_mask.png"), encoded, picture=True))
         looked_at = [] if maps is None else [attention_overlay(original, maps[index])]
         rows.append([original, *looked_at, result, np.repeat(mask[..., None], 3, axis=2)])
     low, high = ATTENTION_SCALE

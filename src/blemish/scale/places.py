@@ -182,7 +182,8 @@ def write_bytes(place: Place, content: Any, *, error: Callable[[str], BlemishErr
     Raises: `error`; OutputError of a local place.
     """
     if place.is_local:
-        write_whole(place.path, [memoryview(content)])  # type: ignore[list-item]
+        pieces = [memoryview(content)]
+        write_whole(place.path, pieces, picture=True)  # type: ignore[arg-type]
         return
     files, parent = place.filesystem, place.path.rpartition("/")[0]
     try:

@@ -246,7 +246,7 @@ class Jobs:
             drawn = [label.mask for label in found.get(one.digest, {}).values() if label.mask]
             path = folder / f"{one.digest}.png"
             if drawn:
-                write_whole(path, drawn[-1])
+                write_whole(path, drawn[-1], picture=True)
             made.append(replace(one, mask=str(path) if drawn else ""))
         return made
 

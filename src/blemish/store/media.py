@@ -115,7 +115,7 @@ class Media(Part):
 
     def _written(self, place: Path, content: bytes) -> Path:
         try:
-            return write_whole(place, content)
+            return write_whole(place, content, picture=True)
         except OutputError as error:
             reason = getattr(error.__cause__, "strerror", None) or "see the log"
             raise StoreError(f"a picture cannot be kept ({reason})", retryable=True) from error

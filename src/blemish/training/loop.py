@@ -370,7 +370,7 @@ def _takes_too_long(method: Learner, stream: PictureStream, minutes: float) -> b
         begun = time.perf_counter()
         with torch.no_grad():
             each = next(iter(method.encode(images).values()), None)
-            if each is None:  # nothing is frozen
+            if each is None:  # of a method that learns all of it there is nothing to keep
                 return False
             float(each.flatten()[0])  # a GPU is waited for
         seconds = time.perf_counter() - begun

@@ -148,7 +148,7 @@ def made_of(
         category = samples[at].category
         other = cv2.resize(before.get(category, pixels[:, ::-1]), (width, height))
         before[category] = pixels
-        clean = write_whole(folder / f"{at:04d}.png", _png(pixels))
+        clean = write_whole(folder / f"{at:04d}.png", _png(pixels), picture=True)
         rows.append({"path": str(clean), "of": at})
         attention = guide(pixels) if guide else None
         for turn in range(EACH):
@@ -159,8 +159,8 @@ def made_of(
                 continue
             result, mask = found
             stem = f"{at:04d}_{kind}"
-            path = write_whole(folder / f"{stem}.png", _png(result))
-            marked = write_whole(folder / f"{stem}_mask.png", encode_mask(mask))
+            path = write_whole(folder / f"{stem}.png", _png(result), picture=True)
+            marked = write_whole(folder / f"{stem}_mask.png", encode_mask(mask), picture=True)
             rows.append({"path": str(path), "of": at, "kind": kind, "mask": str(marked)})
     return rows, failures
 

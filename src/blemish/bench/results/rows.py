@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import field, make_dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, get_args, get_origin, get_type_hints
@@ -13,8 +15,8 @@ from typing import Any, Literal, NotRequired, TypedDict, get_args, get_origin, g
 from blemish import config as configs
 from blemish.config import Count, Fraction, NotNegative, Positive
 from blemish.detector.fit import configure
-from blemish.errors import BlemishError, ConfigError, DataError
-from blemish.files import ROWS_BYTES, cannot_write, read_whole
+from blemish.errors import BlemishError, ConfigError, DataError, OutputError
+from blemish.files import ROWS_BYTES, cannot_write, or_elsewhere, read_whole
 from blemish.text import pluralize
 from blemish.types import ORIGINAL, RESOLUTION
 
@@ -170,13 +172,35 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def append(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Add one line, on the disk when this returns. Raises: OutputError."""
+    """Add one line, on the disk when this returns; where it cannot be added the file is as it was.
+
+    Raises: OutputError, which says where the row is kept instead, or has it.
+    """
+    path = Path(path)
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    content = line.encode("utf-8", "backslashreplace")
+    then = f"once there is room, add this line to {path.name}, and nothing is to be measured again"
     try:
-        with Path(path).open("ab") as file:
-            file.write(line.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
+        or_elsewhere(path, partial(_add, content), then)
+    except OutputError as error:
+        if then in str(error):
+            raise
+        raise OutputError(f"{error}. The row is kept nowhere; {then}:\n  {line.strip()}") from error
+
+
+def _add(content: bytes, path: Path) -> None:
+    """Raises: OutputError."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            end, left = file.seek(0, os.SEEK_END), memoryview(content)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)  # half a row would spoil the next one
+                raise
     except OSError as error:
         raise cannot_write(path, error) from error
 
