@@ -44,6 +44,9 @@ APMASK = ("pretraining=apmask", "pretraining_epochs=100")
 RIVALS = ("dinomaly", "vitad", "rd4ad", "simplenet", "uniad", "efficientad", "draem")
 ATAC, DEVNET, CLASSIFIER = "paper", "paper-devnet", "paper-classifier"
 TILE, SCREW, BOTTLE, MEDICAL = "magnetic_tile", "screw", "bottle", ("brain_mri", "elpv")
+ALL = ("bottle", "screw", "magnetic_tile", "brain_mri", "elpv", "nih_chest_xray")
+SEEDS = (0, 1, 2)
+SMALL = (*FOCUS, "image_size=224")
 # Part -> what is measured, in order: method, recipe, settings, known defects, data sets, seeds.
 Line = tuple[str, str, tuple[str, ...], int | None, tuple[str, ...], tuple[int, ...]]
 PARTS: dict[str, tuple[Line, ...]] = {
@@ -71,7 +74,15 @@ PARTS: dict[str, tuple[Line, ...]] = {
         ("dra", "best", FOCUS, 10, MEDICAL, (0,)),
         ("ahl", "best", FOCUS, 10, MEDICAL, (0,)),
     ),
+    "equal": (  # rows for benchmarks/results/equal.jsonl
+        ("guided", "best", FOCUS, None, ALL, SEEDS),
+        *((name, "best", SMALL, None, ALL, SEEDS) for name in ("agpnet", *RIVALS)),
+        *((name, "best", SMALL, None, ALL, SEEDS) for name in ("patchcore", "knn", "padim")),
+        *((name, "best", SMALL, 10, ALL, SEEDS) for name in ("dra", "ahl", "lda")),
+        ("atacnet", "best", FOCUS, 10, ALL, SEEDS),
+    ),
 }
+BUDGETS = {"equal": 12.0}  # TFLOP of training
 BATCHES = (1, 64)
 Plain = argparse.RawDescriptionHelpFormatter
 SPEED = (
@@ -124,14 +135,20 @@ def planned(options: argparse.Namespace, scratch: Path) -> Iterator[Run]:
             for name in names:
                 if options.sets and name not in options.sets.split(","):
                     continue
+                place = options.pictures / name
                 try:
-                    data = data_sets([name], root=options.pictures, scratch=scratch)
+                    data = data_sets(
+                        [place if place.is_dir() else name], root=options.pictures, scratch=scratch
+                    )
                 except BlemishError as error:
                     print(f"{part}: left out: {error}", flush=True)
                     continue
                 line = [Entry(method=method, recipe=recipe, anomaly_count=count)]
                 changed = (*settings, *options.set)
-                yield from plan(line, data, seeds, assignments=changed, weights=options.weights)
+                yield from plan(
+                    line, data, seeds, assignments=changed, weights=options.weights,
+                    compute_budget=BUDGETS.get(part),
+                )  # fmt: skip
 
 
 def speed(options: argparse.Namespace) -> None:

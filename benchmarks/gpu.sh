@@ -11,12 +11,13 @@
 # goes to the files in benchmarks/results/.
 # PART: tests, speed, or a part of `benchmarks/gpu.py rows`; several of these, with commas, share
 # the GPU, JOBS (6) runs at a time.
-# Default: tests speed agpnet,guided,best,apmask,atacnet,memory,rivals
+# Default: tests speed agpnet,guided,best,apmask,atacnet,memory,rivals. Besides: equal, every method
+# on every set by three seeds at equal arithmetic.
 #
 # It needs torch with CUDA, blemish's other dependencies and the offline extra, but no installation:
 # the checkout's own src/ is used. PYTHON names the interpreter (python3).
 set -u
-[ $# -ge 3 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2; }
 pictures=$1 out=$2 minutes=$3
 shift 3
 [ $# -gt 0 ] || set -- tests speed agpnet,guided,best,apmask,atacnet,memory,rivals
