@@ -63,7 +63,7 @@ def test_a_row_that_cannot_be_added_is_not_lost(
     before, sync = path.read_bytes(), os.fsync
 
     def full(number: int) -> None:
-        if full_until and os.readlink(f"/proc/self/fd/{number}").startswith(full_until):
+        if full_until and str(Path(f"/proc/self/fd/{number}").readlink()).startswith(full_until):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -151,16 +152,28 @@ def rd4ad(name: str = "test_resnet", **settings: Any) -> RD4AD:
     return RD4AD(config, build(name, weights="random", seed=3)).eval()
 
 
-def test_the_loss_and_the_parameters_after_one_step() -> None:
+def whole_distances(given: Stages, wanted: Stages) -> Stages:
+    """B of each stage: one vector a picture."""
+    found = []
+    for one, other in zip(given, wanted, strict=True):
+        pairs = [(a.ravel(), b.ravel()) for a, b in zip(one, other, strict=True)]
+        found.append(np.array([1 - (a @ b) / np.sqrt((a @ a) * (b @ b)) for a, b in pairs]))
+    return found
+
+
+@pytest.mark.parametrize(("cosine", "apart"), [("stage", whole_distances), ("place", distances)])
+def test_the_loss_and_the_parameters_after_one_step(
+    cosine: str, apart: Callable[[Stages, Stages], Stages]
+) -> None:
     """Gradients by differences of the loss in float64, then Adam by hand."""
-    method = rd4ad(learning_rate=2e-3, weight_decay=0.01)
+    method = rd4ad(learning_rate=2e-3, weight_decay=0.01, cosine=cosine)
     method.student = student().train()
     batch = TrainingBatch(None, {str(at): stage for at, stage in enumerate(stages_of())})
     wanted, before = [f64(stage) for stage in stages_of()], weights_of(method.student)
 
     def loss_of(weights: Weights) -> float:
         given = Naive(weights, training=True, rectified=False)(wanted)
-        return float(sum(each.mean() for each in distances(given, wanted)))
+        return float(sum(each.mean() for each in apart(given, wanted)))
 
     optimizer = method.optimizer()
     loss = method.training_step(batch, 0.5)

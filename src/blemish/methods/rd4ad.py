@@ -4,29 +4,33 @@ Deng & Li 2022, "Anomaly Detection via Reverse Distillation from One-Class Embed
 encoder (the teacher) gives stages; they are fused to the grid of the deepest (section 3.3, MFF:
 convolutions of 3×3 and stride 2, batch norm, ReLU, then joined) and pass a residual stage that
 halves the grid once more (OCE), which keeps what normal pictures need. A decoder (the student) that
-mirrors the encoder gives the stages back from this embedding. Learned and scored is one minus the
-cosine of each place (eq. 1); the loss is its mean over the places, summed over the stages (eq. 2);
-the anomaly map is the sum of the resized maps (eq. 4).
+mirrors the encoder gives the stages back from this embedding. Scored is one minus the cosine of
+each place (eq. 1); the anomaly map is the sum of the resized maps (eq. 4).
+
+The loss is that of the authors' code: one minus the cosine of each stage of a picture as one
+vector, summed over the stages. In the paper (eq. 2) it is the mean of eq. 1 over the places
+(`cosine="place"`). Of a ViT's layers such a student learns to answer one place of a picture with
+activations a hundred times those of the others, which batch norm then makes small, and which a mean
+of cosines hardly sees: in good pictures, too, heat lies there (docs/log.md).
 
 As the authors' code has it: bottleneck blocks, twice as wide inside as those of a ResNet-50
 (WideResNet-50-2), 3 in the embedding, 3, 4 and 6 in the decoder; stages are joined without the 1×1
 convolution that the paper has there; where the grid grows, a transposed convolution of 2×2;
 Adam with β = (0.5, 0.999); Kaiming-normal weights.
 
-Deviates: the loss is the paper's, place by place (the code takes one cosine of a whole stage); the
-last state of the training is kept; maps are resized to where their cells lie; the image score is
-the mean of the top fraction of the map, of which `paper` takes the maximum. Other encoders have
-other grids: where one is no finer than the next, strides are 1 (so in a ViT, whose embedding alone
-has another grid, and whose layers are normalised), and what a transposed convolution makes too much
-is cut off. `best` has one block a stage, for the processors at hand, and stages may end below 0,
-as those of a ViT and of an EfficientNet do.
+Deviates: the last state of the training is kept; maps are resized to where their cells lie; the
+image score is the mean of the top fraction of the map, of which `paper` takes the maximum. Other
+encoders have other grids: where one is no finer than the next, strides are 1 (so in a ViT, whose
+embedding alone has another grid, and whose layers are normalised), and what a transposed
+convolution makes too much is cut off. `best` has one block a stage, for the processors at hand, and
+stages may end below 0, as those of a ViT and of an EfficientNet do.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor
@@ -34,7 +38,7 @@ from torch.nn import functional as F
 
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
-from blemish.config import Length, NotNegative, Positive, Range
+from blemish.config import NEW, Length, NotNegative, Positive, Range
 from blemish.losses.cosine import cosine_distance
 from blemish.methods.learner import TrainingBatch, share_statistics
 from blemish.methods.mirror import Student
@@ -54,6 +58,7 @@ class RD4ADConfig(TrainedConfig):
             number counts for all stages that follow.
         widening: channels inside a block, as a share of those that it gives.
         rectified: whether each stage of the decoder ends with a ReLU, as those of a ResNet do.
+        cosine: of what the loss takes the cosine, each `stage` of a picture or each `place` of it.
     """
 
     epochs: Annotated[int, Range(1, 2**31)] = 40
@@ -65,6 +70,7 @@ class RD4ADConfig(TrainedConfig):
     decoder_blocks: Blocks = (1,)
     widening: Annotated[float, Range(0, 4, above=True)] = 0.5
     rectified: bool = False
+    cosine: Literal["stage", "place"] = field(default="stage", metadata={NEW: True})
 
     @classmethod
     def paper(cls) -> Self:
@@ -128,11 +134,15 @@ class RD4AD(MapMethod):
         return torch.optim.Adam(learned, lr=rate, betas=(0.5, 0.999), weight_decay=decay)
 
     def training_step(self, batch: TrainingBatch, fraction: float) -> Tensor:
-        """Eq. 2: the sum over the stages of the mean distance (eq. 1) of a place."""
+        """The sum over the stages of their mean distance."""
         stages = [stage.float() for stage in batch.features.values()]
         pairs = zip(self.student(stages), stages, strict=True)
-        last = ((given.movedim(1, -1), wanted.movedim(1, -1)) for given, wanted in pairs)
-        return torch.stack([cosine_distance(*pair).mean() for pair in last]).sum()
+        apart = [cosine_distance(*map(self._vectors, pair)).mean() for pair in pairs]
+        return torch.stack(apart).sum()
+
+    def _vectors(self, stage: Tensor) -> Tensor:
+        """What the loss compares of B C h w."""
+        return stage.flatten(1) if self.config.cosine == "stage" else stage.movedim(1, -1)
 
     def after_step(self, step: int, steps: int) -> None:
         share_statistics(self.student)
