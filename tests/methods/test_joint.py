@@ -324,6 +324,16 @@ def test_what_a_fit_refuses(how: dict[str, Any], reason: str, picture: Callable[
         blemish.fit("patchcore", [picture(seed) for seed in range(12)], **{**_SETTINGS, **how})
 
 
+def test_a_joined_bank_is_compressed(picture: Callable[..., Any], tmp_path: Path) -> None:
+    how = {**_SETTINGS, "bank_loss": 2.0, "neighbours": 1}
+    detector = blemish.fit("patchcore", [picture(seed) for seed in range(12)], **how)
+    assert detector.record.compression is not None
+    assert detector.record.compression.width == detector.method.bank.shape[1]
+    assert detector.method.axes.numel()
+    loaded = blemish.load(detector.save(tmp_path / "small.blemish"), precision="fp32", device="cpu")
+    assert loaded.predict(picture(51, defect=True)) == detector.predict(picture(51, defect=True))
+
+
 def test_lda_has_one_encoder(picture: Callable[..., Any]) -> None:
     plain = {name: value for name, value in _SETTINGS.items() if name != "second"}
     with pytest.raises(ConfigError, match="second: what defects teach lda is told by the backbone"):
