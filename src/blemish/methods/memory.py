@@ -6,7 +6,8 @@ to the nearest bank entry as anomaly score (eq. 6). Deviates: the coreset is sel
 under a hard cap (`merging.py`) instead of a fraction of all features held at once; the image score
 is the mean of the top fraction of the smoothed map instead of one re-weighted maximum (eq. 7); the
 layers of a ViT are normalised and averaged (`embedding.py`). Of `best`, the distance is that to the
-mean of the nearest entries (`neighbours.py`).
+mean of the nearest entries (`neighbours.py`). With `second`, features are those of two encoders
+(`joint.py`).
 
 kNN: as AnomalyDINO (Damm et al. 2025): cosine distance of a patch to the nearest normal patch.
 Deviates: the bank is a uniform random sample under a hard cap; several layers may be joined.
