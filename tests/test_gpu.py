@@ -96,6 +96,21 @@ def test_fitted_there_it_scores_alike_everywhere(
     assert loaded.save(tmp_path / "again.blemish").read_bytes() == path.read_bytes()
 
 
+def test_a_second_encoder_scores_alike_everywhere(picture: Part, tmp_path: Path) -> None:
+    how = {"backbone": "test_vit", "weights": "random", "image_size": 64, "layers": (2, 4)}
+    good = [picture(seed) for seed in range(24)]
+    detector = blemish.fit(
+        "patchcore", good, second="test_efficientnet", device=DEVICE, precision="fp32", **how
+    )
+    assert not on(DEVICE, detector.method.state_dict())
+    asked = [picture(seed, defect=seed % 2 == 1) for seed in range(60, 68)]
+    scores = scores_of(detector, asked)
+    path = detector.save(tmp_path / "part.blemish")
+    for device in (DEVICE, "cpu"):
+        loaded = blemish.load(path, device=device, precision="fp32")
+        assert scores_of(loaded, asked) == pytest.approx(scores, rel=2e-3, abs=2e-3)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @of_every_method
 def test_half_precision_scores_nearly_alike(

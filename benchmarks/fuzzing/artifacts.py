@@ -77,6 +77,11 @@ IMPOSSIBLE: Mapping[str, Sequence[Any]] = {
     "config.top_fraction": (-1, 2, NAN, "all"),
     "config.coarse": (-1, 10**9, "128", 2.5, None, [128]),
     "config.close_share": (0.0, -0.1, 2, NAN, "all"),
+    "config.second": (5, None, "", "test_vit", ["test_resnet"]),
+    "config.second_share": (0.0, 1.0, -0.1, NAN, "all"),
+    "config.second_layers": ([], [2, 2], [0], [99], "2"),
+    "second.spec.timm_name": ("hf-hub:a/b", "../x", "", 7),
+    "second.weights.sha256": (5, None, [1]),
     "threshold.value": (NAN, INF, "0", [0], True),
     "threshold.n": (-5, 1.5, "many", None),
     "threshold.rate": (-1, 2, NAN, "5 %"),
@@ -128,7 +133,7 @@ def settings_of(method: str) -> dict[str, Any]:
 
 
 def write_detectors(folder: Path, pictures: int = 24) -> dict[str, Path]:
-    """An artifact of every method, and of several categories and taught by defects.
+    """An artifact of every method, of several categories, of two encoders, taught by defects.
 
     Computes: in a fork, where this process is to fork later.
     """
@@ -144,6 +149,8 @@ def write_detectors(folder: Path, pictures: int = 24) -> dict[str, Path]:
         fraction = {"calibration_fraction": 0.8} if "min_steps" in settings_of(method) else {}
         detector = blemish.fit(method, good, **settings_of(method), **more, **fraction)
         made[method] = detector.save(folder / f"{method}.blemish")
+    two = blemish.fit("patchcore", good, second="test_resnet", **settings_of("patchcore"))
+    made["patchcore, two encoders"] = two.save(folder / "two.blemish")
     from PIL import Image
 
     for category, seed in (("bolt", 1), ("nut", 2)):
@@ -190,6 +197,8 @@ def impossible(manifest: Manifest) -> Iterator[tuple[str, Any, Manifest]]:
     """(field, value, manifest with it) for all that must be refused."""
     for name, values in IMPOSSIBLE.items():
         path = name.split(".")
+        if name == "backbone.spec.timm_name" and manifest["backbone"]["spec"].get("patches"):
+            continue  # it only says what taught the network that is built
         try:
             value_at(manifest, path)
         except (KeyError, TypeError):

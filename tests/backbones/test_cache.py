@@ -97,6 +97,15 @@ def test_what_was_not_asked_for_before_is_encoded(backbone: Backbone) -> None:
         assert rows == [2, 2]
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_shapes_can_be_asked_for_meanwhile(name: str) -> None:
+    """As of a compressed bank, while it learns: pictures without storage have no content."""
+    backbone = build(name, weights="random", seed=1)
+    expected = backbone.shapes(64, 64, (2,)).grids
+    with features_kept(backbone, (2,)):
+        assert backbone.shapes(64, 64, (2,)).grids == expected
+
+
 def test_all_layers_that_will_be_asked_for_are_kept_at_once(backbone: Backbone) -> None:
     with torch.no_grad(), counted(backbone, (2, 4, 3, 2)) as rows:
         first = backbone(images(2), (4, 2))

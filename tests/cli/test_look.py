@@ -31,6 +31,17 @@ def test_inspect(run: Run, answered: Answered, part: Path) -> None:
     assert answered("inspect", part)["manifest"] == read(part)[1]
 
 
+def test_inspect_says_whence_both_encoders_are(
+    run: Run, picture: Callable[..., Any], tmp_path: Path
+) -> None:
+    how = {"backbone": "test_vit", "weights": "random", "image_size": 64, "layers": (2,)}
+    good = [picture(seed) for seed in range(4)]
+    made = blemish.fit("knn", good, second="test_resnet", **how)
+    out = run("inspect", made.save(tmp_path / "two.blemish"))[1]
+    assert out.count("random, licence none") == 2
+    assert "test_resnet (timm model test_resnet)" in " ".join(out.split())
+
+
 def test_data_check(run: Run, answered: Answered, mvtec: Path) -> None:
     status, out, _ = run("data check", mvtec)
     assert status == 0

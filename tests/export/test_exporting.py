@@ -64,6 +64,7 @@ def disc(seed: int, *, blue: bool = False, defect: bool = False) -> np.ndarray:
 CASES = {
     "plain": Case("patchcore", {}),
     "a compressed bank": Case("patchcore", {"bank_loss": 0.3, "neighbours": 1}),
+    "two encoders": Case("patchcore", {"second": "test_efficientnet"}),
     "categories and a foreground": Case(
         "knn", {**DISC, "foreground": "auto"}, disc, how={"input": "pixels"}
     ),
@@ -204,7 +205,7 @@ def test_what_is_made_is_what_is_loaded(pair: Callable[[str], Pair]) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["plain", "a compressed bank"])
+@pytest.mark.parametrize("name", ["plain", "a compressed bank", "two encoders"])
 def test_either_engine_runs_an_onnx_file(pair: Callable[[str], Pair], name: str) -> None:
     both = pair(name)
     detector = blemish.load(both.made.path, engine="openvino", threads=1)

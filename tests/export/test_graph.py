@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ahl": ("ahl", DEFECTS),
     "an area": ("padim", AREA),
     "padding": ("patchcore", {"resize": "pad"}),
+    "two encoders": ("patchcore", {"second": "test_efficientnet"}),
     "two looks": ("patchcore", {"coarse": 32}),
     "two looks, a compressed bank": (
         "patchcore",
@@ -64,6 +65,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 # All that a user can fit beside these.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "knn": ("knn", {}),
+    "two encoders, padding": ("knn", {"resize": "pad", "second": "test_resnet"}),
+    "two encoders, a compressed bank": (
+        "patchcore",
+        {"second": "test_efficientnet", "bank_loss": 2.0, "neighbours": 1},
+    ),
+    "two encoders, a CNN": ("patchcore", {"second": "test_vit", **CNN}),
     "knn, two looks": ("knn", {"coarse": 32}),
     "knn, a compressed bank": ("knn", {"bank_loss": 2.0, "neighbours": 1, "resize": "pad"}),
     "padim": ("padim", {}),
@@ -210,7 +217,13 @@ def test_pixels_are_normalised_in_the_graph() -> None:
 
 
 # How large a file is beside that in fp32, at most: what is made of the features stays as it is.
-HALVED = {"patchcore": 0.6, "guided, sizes": 0.6, "padim, a CNN": 0.99, "dra, a CNN": 0.8}
+HALVED = {
+    "patchcore": 0.6,
+    "two encoders": 0.7,
+    "guided, sizes": 0.6,
+    "padim, a CNN": 0.99,
+    "dra, a CNN": 0.8,
+}
 SLOW = pytest.param("atacnet", 0.6, marks=pytest.mark.slow)
 
 

@@ -33,6 +33,8 @@ class Features:
         full_attention: layer -> float32 B L T T.
         kept: int64 B K, ascending indices of the patches that were kept; None when none was
             dropped.
+        beside: what a second encoder gives of the same pictures (`methods.joint`); None where there
+            is none.
     """
 
     tokens: tuple[Tensor, ...]
@@ -42,6 +44,7 @@ class Features:
     attention: Mapping[int, Tensor] = field(default_factory=dict)
     full_attention: Mapping[int, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
+    beside: Features | None = None
 
     def maps(self) -> tuple[Tensor, ...]:
         """One B D h w per layer. Raises: ConfigError when patches were dropped."""

@@ -61,7 +61,8 @@ def features_kept(
 
     def forward(images: Tensor, layers: Sequence[int] = (), **more: Any) -> Features:
         wanted, keep = backbone.check_layers(layers), more.get("keep")
-        if more.keys() - {"keep"} or torch.is_grad_enabled() or not set(wanted) <= set(kept):
+        other = more.keys() - {"keep"} or not set(wanted) <= set(kept)
+        if other or torch.is_grad_enabled() or images.is_meta:  # as of `Backbone.shapes`
             return cast(Features, encode(images, layers, **more))
         names = [_name_of(image) for image in images]
         if keep is not None:  # the same patches of the same picture

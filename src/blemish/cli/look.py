@@ -137,15 +137,18 @@ def inspect(artifact: Artifact, json: Json = False) -> int:
 
 def artifact_facts(values: Mapping[str, Any]) -> Facts:
     """What an artifact says of itself."""
-    data, weights = values["data"], values["backbone"]["weights"]
-    spec, seen = values["backbone"]["spec"], values["preprocessing"]
+    data, seen = values["data"], values["preprocessing"]
     if exported := values.get("export"):
         yield from _export_facts(exported)
     yield "method", f"{values['method']}, recipe {values['recipe'] or 'of its own'}"
     yield "settings", words.assignments(values["config"])
-    yield "backbone", f"{spec['name']} ({spec['about']})"
-    sha256 = weights["sha256"] or "none"
-    yield "weights", f"{weights['source']}, licence {weights['licence']}, SHA-256 {sha256}"
+    for name, encoder in (("backbone", values["backbone"]), ("second", values.get("second"))):
+        if encoder is None:
+            continue
+        spec, weights = encoder["spec"], encoder["weights"]
+        yield name, f"{spec['name']} ({spec['about']})"
+        sha256 = weights["sha256"] or "none"
+        yield "weights", f"{weights['source']}, licence {weights['licence']}, SHA-256 {sha256}"
     window = seen["window"]
     pixels = f", pixel values {window[0]:g} to {window[1]:g}" if window else ""
     stretched = f"{seen['height']}×{seen['width']} (height×width), pictures are stretched to it"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from blemish.backbones import build
+from blemish.backbones.weights import RANDOM
 from blemish.compute import pick_device, pick_precision
 from blemish.data.ahead import map_ahead, of_picture
 from blemish.data.cutting import chosen
@@ -19,7 +20,9 @@ from blemish.data.transforms import Preprocessing
 from blemish.detector.learned import check_foreground
 from blemish.detector.predict import BATCH_SIZE
 from blemish.detector.request import Request
+from blemish.errors import ConfigError
 from blemish.methods import Method
+from blemish.methods.joint import Joint
 from blemish.methods.student import StudentConfig, blocks_of
 from blemish.training import distributed
 from blemish.types import Failure
@@ -72,6 +75,7 @@ def build_method(request: Request, good: Pictures, defects: Pictures) -> Built:
         tiling, why = chosen(good, defects, preprocessing, request.share_in_common)
         preprocessing = dataclasses.replace(preprocessing, tiling=tiling)
     method = request.kind(config, backbone)
+    _join_second(request, method)
     if isinstance(request.distillation, StudentConfig):
         blocks_of(backbone, method.layers, request.distillation)
     method.set_area(preprocessing.area_of_input, framed=preprocessing.is_framed)
@@ -84,6 +88,21 @@ def build_method(request: Request, good: Pictures, defects: Pictures) -> Built:
         precision=precision,
         why_tiles=why,
     )
+
+
+def _join_second(request: Request, method: Method) -> None:
+    """Give the method the second encoder that its config names, if any."""
+    learner = method.learner
+    if not isinstance(learner, Joint) or not learner.config.second:
+        return
+    if learner is not method:
+        raise ConfigError(
+            f"second: what defects teach {method.name} is told by the backbone alone; leave it "
+            f"out, or choose {learner.name} by itself"
+        )
+    request.progress("loading the second encoder", 0, 0)
+    random = RANDOM if request.weights == RANDOM else None  # a file is the backbone's
+    learner.take_second(build(learner.config.second, weights=random, seed=learner.config.seed))
 
 
 def _fitted_size(

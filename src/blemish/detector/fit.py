@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,10 @@ def _fitted(request: Request, way: Way) -> Detector:
     # What is not trained looks at the pictures more than once: each of them is encoded once.
     method = built.method
     again = parts.plan.method == "leave-one-out" or method.learner is not method
-    keeping = features_kept(method.backbone, method.layers)
-    with keeping if outcome is None and again and way.here else nullcontext():
+    with ExitStack() as keeping:
+        if outcome is None and again and way.here:
+            for encoder, layers in method.encoders:
+                keeping.enter_context(features_kept(encoder, layers))
         outcome = _learn(request, built, parts, outcome, way)
         foreground = _foreground(request, method, parts.scored, outcome.good)
         learned = Seen(parts.scored, parts.kept.categories, outcome.good)

@@ -71,9 +71,13 @@ def place(method: Method, device: torch.device, dtype: torch.dtype) -> None:
 
 def describe(method: Method, preprocessing: Preprocessing) -> dict[str, Any]:
     """The fields of the manifest that `load` rebuilds a method from."""
+    own, *others = (
+        BackboneRecord(spec=each.spec, weights=each.info) for each, _ in method.encoders
+    )
     return {
         "method": method.name,
         "config": configs.to_dict(method.config),
         "preprocessing": preprocessing,
-        "backbone": BackboneRecord(spec=method.backbone.spec, weights=method.backbone.info),
+        "backbone": own,
+        "second": others[0] if others else None,
     }

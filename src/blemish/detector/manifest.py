@@ -39,7 +39,7 @@ Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
 # Fields that are left out where there is nothing to say.
 _LEFT_OUT = {"pretraining", "training", "category_features", "refined", "regions", "parts"}
-_LEFT_OUT |= {"foreground", "export", "compression", "in_parts"}
+_LEFT_OUT |= {"foreground", "export", "compression", "in_parts", "second"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,7 @@ class Manifest(Origin):
         method: its name. config: its settings, which its class checks. recipe: None where the whole
             config was given.
         preprocessing, backbone: how pictures come to the method.
+        second: the encoder beside the backbone; None where there is none.
         categories: of what it was fitted on; none for one kind of part. shots: as of `blemish.fit`.
         map_scale: (low, high) of the heatmaps' colours.
         threshold, thresholds: the common one, and that of each category.
@@ -181,6 +182,7 @@ class Manifest(Origin):
     foreground: Foreground | None = None
     compression: Compression | None = None
     in_parts: InParts | None = None
+    second: BackboneRecord | None = None
     pretraining: Pretraining | None = None
     training: Training | None = None
     category_features: CategoryFeatures | None = None

@@ -9,11 +9,12 @@ from blemish.backbones import Backbone, hollow, restore
 from blemish.compute import pick_device, pick_precision, precision_like
 from blemish.config import short
 from blemish.detector.learned import check_foreground, detector_of, place
-from blemish.detector.manifest import Manifest, read_manifest, undescribed
+from blemish.detector.manifest import BackboneRecord, Manifest, read_manifest, undescribed
 from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, BlemishError, ConfigError
-from blemish.methods import Method, method_class
+from blemish.methods import Method, MethodConfig, method_class
 from blemish.methods.earlier import tensors_of_today
+from blemish.methods.joint import Joint
 
 
 def restored(path: str | Path, *, device: str, precision: str) -> Detector:
@@ -24,14 +25,14 @@ def restored(path: str | Path, *, device: str, precision: str) -> Detector:
         kind = method_class(record.method)
         settings = kind.Config.restored(record.config)
         with hollow():
-            empty = kind(settings, _backbone(record))
+            empty = _method(kind, settings, record)
         _check(empty, record)
     except BlemishError as error:
         raise undescribed(path, error) from error
     try:
         tensors = tensors_of_today(values, tensors)
         empty.check_state(tensors)
-        method = kind(settings, _backbone(record))
+        method = _method(kind, settings, record)
         method.restore_state(tensors)
     except ArtifactError as error:
         raise ArtifactError(
@@ -46,16 +47,33 @@ def restored(path: str | Path, *, device: str, precision: str) -> Detector:
     return detector_of(method, record)
 
 
-def _backbone(record: Manifest) -> Backbone:
-    """The backbone that an artifact names, with unset weights. Raises: ConfigError."""
-    spec = record.backbone.spec
+def _method(kind: type[Method], settings: MethodConfig, record: Manifest) -> Method:
+    """The one that an artifact holds, with its encoders, of unset weights. Raises: ConfigError."""
+    method, second = kind(settings, _encoder("backbone", record.backbone)), record.second
+    learner = method.learner
+    wanted = learner.config.second if isinstance(learner, Joint) else ""
+    if wanted != ("" if second is None else second.spec.name):
+        raise ConfigError(f"config.second: {short(wanted)} is not second.spec.name")
+    if second is None:
+        return method
+    if not isinstance(method, Joint):
+        raise ConfigError(f"second: {method.name} has no second encoder")
+    method.take_second(_encoder("second", second))
+    if method.config != settings:
+        raise ConfigError("config.second_layers: names no layer")
+    return method
+
+
+def _encoder(field: str, record: BackboneRecord) -> Backbone:
+    """The one that a field of an artifact names. Raises: ConfigError."""
     try:
-        return restore(spec, record.backbone.weights)
+        return restore(record.spec, record.weights)
     except BlemishError as error:
-        raise ConfigError(f"backbone.spec.{error}") from error
+        raise ConfigError(f"{field}.spec.{error}") from error
     except Exception as error:  # of timm's thousand models not every one is as blemish takes it
+        name = record.spec.timm_name
         raise ConfigError(
-            f"backbone.spec.timm_name: {spec.timm_name} cannot be built here ({error})"
+            f"{field}.spec.timm_name: {name} cannot be built here ({error})"
         ) from error
 
 

@@ -158,9 +158,9 @@ def to_onnx(
         )
     progress("tracing the graph", 0, 3)
     method = copy.deepcopy(detector.method).cpu().eval()
-    if isinstance(method.backbone, VitBackbone):
-        method.backbone.placed = {}
     for part in method.modules():
+        if isinstance(part, VitBackbone):
+            part.placed = {}
         if isinstance(part, (MemoryBank, Spade)):
             part.rounds = rounds
     graph = Graph(method, detector.record, pixels=pixels, half=precision == "fp16").eval()

@@ -171,6 +171,11 @@ class Method(nn.Module):
         self.layers = backbone.check_layers(config.layers or self.usual_layers(backbone))
 
     @property
+    def encoders(self) -> list[tuple[Backbone, tuple[int, ...]]]:
+        """Those by which pictures are seen, and the layers that are read of each."""
+        return [(self.backbone, self.layers)]
+
+    @property
     def precision(self) -> torch.dtype:
         """What it computes in."""
         return self.backbone.dtype

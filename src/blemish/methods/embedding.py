@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,8 +12,27 @@ from blemish.backbones import Features
 from blemish.backbones.cells import resampled
 
 
+class Places(NamedTuple):
+    """Where features lie: a grid (h, w), and how far right of and below the middle of its cell each
+    of them looks, in cells."""
+
+    grid: tuple[int, int]
+    offset: float
+
+
+def finest(features: Features) -> Places:
+    """Those of the finest layer."""
+    grid = max(features.grids)
+    return Places(grid, features.offsets[features.grids.index(grid)])
+
+
 def join(
-    features: Features, kind: str, *, pooling: int = 1, centre: float = 0.0
+    features: Features,
+    kind: str,
+    *,
+    pooling: int = 1,
+    centre: float = 0.0,
+    onto: Places | None = None,
 ) -> tuple[Tensor, tuple[int, int]]:
     """Joined features per location: float32 B N D, and the grid (h, w) of the finest layer. Where
     patches were dropped, those of the kept ones: B K D.
@@ -25,8 +46,11 @@ def join(
         kind: of the backbone: "vit" or "cnn".
         pooling: side of the square of neighbouring locations averaged first; odd, 1 = none.
         centre: share of a location's own feature beside that average, in [0, 1].
+        onto: the places, other than those of the finest layer, that they are brought to, where no
+            patches were dropped.
     """
-    grid = max(features.grids)
+    own = finest(features)
+    grid, places = own.grid, onto or own
     if kind == "vit":
         normalised = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in features.tokens]
         joined = torch.stack(normalised).mean(0)
@@ -34,14 +58,14 @@ def join(
             mean = _mean_of_kept(joined, features.kept, grid, pooling)
             return _with_own(mean, joined, centre), grid
         joined = joined.transpose(1, 2)
-        levels = [_local_mean(joined.reshape(joined.shape[0], -1, *grid), pooling, centre)]
+        maps = [(joined.reshape(joined.shape[0], -1, *grid), features.offsets[0])]
     else:
-        onto = features.offsets[features.grids.index(grid)]
-        levels = [
-            resampled(_local_mean(level, pooling, centre), grid, offset=offset, onto=onto)
-            for level, offset in zip(features.maps(), features.offsets, strict=True)
-        ]
-    return torch.cat(levels, dim=1).flatten(2).transpose(1, 2), grid
+        maps = list(zip(features.maps(), features.offsets, strict=True))
+    levels = [
+        resampled(_local_mean(each, pooling, centre), places.grid, offset=at, onto=places.offset)
+        for each, at in maps
+    ]
+    return torch.cat(levels, dim=1).flatten(2).transpose(1, 2), places.grid
 
 
 def _local_mean(level: Tensor, side: int, centre: float) -> Tensor:

@@ -6,7 +6,8 @@ to the nearest bank entry as anomaly score (eq. 6). Deviates: the coreset is sel
 under a hard cap (`merging.py`) instead of a fraction of all features held at once; the image score
 is the mean of the top fraction of the smoothed map instead of one re-weighted maximum (eq. 7); the
 layers of a ViT are normalised and averaged (`embedding.py`). Of `best`, the distance is that to the
-mean of the nearest entries (`neighbours.py`).
+mean of the nearest entries (`neighbours.py`). With `second`, features are those of two encoders
+(`joint.py`).
 
 kNN: as AnomalyDINO (Damm et al. 2025): cosine distance of a patch to the nearest normal patch.
 Deviates: the bank is a uniform random sample under a hard cap; several layers may be joined.
@@ -21,13 +22,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.errors import ArtifactError, ConfigError
 from blemish.methods import compressing, merging
-from blemish.methods.base import Method, map_size, reported, some_of
+from blemish.methods.base import map_size, reported, some_of
 from blemish.methods.capabilities import (
     Batches,
     Extends,
@@ -47,7 +47,8 @@ from blemish.methods.closer import (
     weights,
 )
 from blemish.methods.coreset import distance, farthest_points
-from blemish.methods.embedding import join, laid_out
+from blemish.methods.embedding import laid_out
+from blemish.methods.joint import Joint
 from blemish.methods.memory_config import KnnConfig as KnnConfig
 from blemish.methods.memory_config import MemoryConfig as MemoryConfig
 from blemish.methods.memory_config import PatchCoreConfig as PatchCoreConfig
@@ -75,7 +76,7 @@ class _Start(NamedTuple):
     rows: int = 0
 
 
-class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
+class MemoryBank(Joint, LearnsInParts, Extends, LeavesOneOut):
     """A bank of patch features (float32 K D), each with the training picture it came from.
 
     Attributes:
@@ -117,9 +118,9 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         return state
 
     def learned_tensors(self) -> dict[str, Stored]:
-        width, known = self._joined_shape()[1], {}
+        width, known = self._joined_shape()[1], super().learned_tensors()
         if self.coarse is not None:
-            known = {f"coarse.{name}": it for name, it in self.coarse.stored(width).items()}
+            known |= {f"coarse.{name}": it for name, it in self.coarse.stored(width).items()}
             known |= _stored_bank("coarse.", "k", self.config.bank_size, width)
         own = _stored_bank("", "K", self.config.bank_size, width)
         if self.config.bank_loss:
@@ -141,6 +142,7 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
     def fit(self, batches: Batches, count: int, progress: Progress) -> None:
         if self.coarse is not None:
             self._fit_first(self.coarse, batches, count, progress)
+        self.measure_second(batches, count, progress)
         self._remember(batches, count, progress)
         if self.coarse is not None:
             self._match(self.coarse, batches, count, progress)
@@ -170,7 +172,8 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
         """The bank does not grow beyond its size: it is selected anew from old and new patches.
 
         Of two looks both banks are; what is looked at closely is told as before. A compressed bank
-        keeps its number of features and the dimensions in which it is searched.
+        keeps its number of features and the dimensions in which it is searched, a second encoder
+        the means and deviations of its channels.
         """
         self._require(self.bank)
         if self.coarse is not None:
@@ -235,13 +238,6 @@ class MemoryBank(Method, LearnsInParts, Extends, LeavesOneOut):
 
     def next_owner(self) -> int:
         return int(self.owners.max()) + 1
-
-    def embedded(self, features: Features) -> tuple[Tensor, tuple[int, int]]:
-        """One unit-length feature per location: float32 B N D, and the grid (h, w)."""
-        own = features.layers(slice(len(self.layers)))
-        pooling, centre = self.config.pooling, self.config.centre
-        joined, grid = join(own, self.backbone.spec.kind, pooling=pooling, centre=centre)
-        return F.normalize(joined, dim=-1), grid
 
     def judge(self, features: Features, images: Tensor) -> Scores:
         return self._judged(features, images, None)

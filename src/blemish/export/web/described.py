@@ -53,7 +53,7 @@ def check_page(record: Manifest, kind: Kind, input: Literal["normalised", "pixel
 
 def described(record: Manifest, export: Exported, model_sha256: str) -> dict[str, Any]:
     """JSON-ready. Args: model_sha256: of the file that is written beside it."""
-    spec, weights = record.backbone.spec, record.backbone.weights
+    encoders = [each for each in (record.backbone, record.second) if each is not None]
     preprocessing = record.preprocessing
     outputs = [name for name in _WANTED if name in export.outputs]
     tells = record.category_features is not None and "category" in outputs
@@ -65,12 +65,16 @@ def described(record: Manifest, export: Exported, model_sha256: str) -> dict[str
         "page": FORMAT,
         "title": f"blemish: {', '.join(record.categories) or record.method}",
         "about": (
-            f"{record.method} on {spec.name} at {preprocessing.height} × {preprocessing.width}, "
+            f"{record.method} on {' and '.join(each.spec.name for each in encoders)} at "
+            f"{preprocessing.height} × {preprocessing.width}, "
             f"learned from {record.data.count} pictures on {record.created[:10]}"
         ),
         "imprint": (
-            f"Written by blemish {record.blemish}. Encoder {weights.source}, licence: "
-            f"{weights.licence}."
+            f"Written by blemish {record.blemish}. "
+            + " ".join(
+                f"Encoder {each.weights.source}, licence: {each.weights.licence}."
+                for each in encoders
+            )
         ),
         "method": record.method,
         "backbone": config.to_dict(record.backbone),
