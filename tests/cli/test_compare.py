@@ -155,6 +155,29 @@ def test_it_goes_on_and_makes_nothing_twice(
     assert "error" in json.loads(run("compare", good_folder, TINY, *more, "-o", out, "--json")[1])
 
 
+def test_what_was_hardly_trained_is_marked(
+    run: Run, good_folder: Path, tmp_path: Path, here: list[dict[str, Any]]
+) -> None:
+    command = ("compare", good_folder, TINY, *FIRST, "-o", tmp_path / "out")
+    assert "‖" not in run(*command)[1]
+    rows = rows_of(tmp_path / "out")
+    assert {row["training"] for row in rows} == {None}
+    rows[0]["training"] = {"epochs": 0.4, "steps": 1}
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / "out" / "rows.jsonl").write_text(lines)
+    out = run(*command)[1]
+    label = rows[0]["label"]
+    note = f"‖ {label}: the training ended before it had seen every picture once"
+    assert f" {label} ‖ " in out
+    assert f"notice: {note}" in out
+    document = json.loads(run(*command, "--json")[1])
+    assert any(one.startswith(note) for one in document["notes"])
+    assert [one["label"] for one in document["candidates"] if one["training"]] == [label]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert f"{label} ‖" in report
+    assert note in report
+
+
 def test_features_are_shared_and_change_no_score(
     run: Run, good_folder: Path, tmp_path: Path, here: list[dict[str, Any]], monkeypatch: Any
 ) -> None:

@@ -262,6 +262,20 @@ def test_refine(run: Run, teachable: Path, good_folder: Path, mvtec: Path, tmp_p
     assert (len(data["fitted"]), len(data["defects"])) == (24, 7)
 
 
+def test_refine_tells_what_it_does_not_take_back(
+    run: Run, refused: Refused, teachable: Path, good_folder: Path, mvtec: Path
+) -> None:
+    learned = sorted(good_folder.iterdir())[0]
+    assert f"the detector has learned, or as both good and defective ({learned})" in refused(
+        "refine", teachable, "--anomalies", learned
+    )
+    command = ("refine", teachable, "--anomalies", learned, "--anomalies", mvtec / "test/square")
+    status, out, _ = run(*command)
+    assert status == 0
+    assert "Added: 0 good pictures, 4 defects, 1 known already; 0 broken" in out
+    assert "notice: 1 picture named as the opposite of what the detector has learned, or" in out
+
+
 def test_refine_in_place(run: Run, teachable: Path, good_folder: Path, mvtec: Path) -> None:
     (good_folder / "022.png").write_text("not a picture")
     command = ("refine", teachable, "--false-alarm-rate 0.1")

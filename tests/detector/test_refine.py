@@ -260,6 +260,23 @@ def test_what_is_known_is_left_out_and_counted(
     assert (data["count"], len(taught(refined.detector).defects)) == (21, 3)
 
 
+def test_what_is_named_as_the_opposite_stays_and_is_told(fit: Fitted, good: Any, bad: Any) -> None:
+    detector = fit(good(20), bad(2))
+    new = good(1, 60)[0]
+    given = [bad(1)[0], new, good(1)[0]], [good(1, 5)[0], new, bad(2)[1]]
+    refined = blemish.refine(detector, good=given[0], anomalies=given[1])
+    # A learned defect as good; a learned good one as a defect; a new one as both. The third of
+    # each is known as what it is called.
+    assert refined.contradictions == ("array 1", "array 1", "array 2")
+    assert (refined.good, refined.defects, refined.known) == (1, 0, 5)
+    data = refined.detector.manifest["data"]
+    assert data["fitted"] == digests_of([*good(20), new])
+    assert data["defects"] == digests_of(bad(2))
+    with pytest.raises(DataError, match=r"nothing is new: .*; 1 picture named as the opposite"):
+        blemish.refine(detector, anomalies=good(1))
+    assert blemish.refine(detector, good=[new]).contradictions == ()
+
+
 def test_broken_ones_are_listed_and_the_others_learned_from(
     fit: Fitted, good: Any, mvtec: Path, tmp_path: Path
 ) -> None:

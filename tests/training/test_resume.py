@@ -249,7 +249,7 @@ def test_a_detector_is_no_checkpoint(tmp_path: Path, fitted: Callable[..., Any])
 
 
 def test_a_checkpoint_is_no_detector(interrupted: Path) -> None:
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="is an interrupted training, no detector yet"):
         blemish.load(interrupted)
 
 

@@ -77,12 +77,15 @@ def refine(
 
 def refine_lines(change: Refined) -> Iterable[str]:
     """What `blemish refine` has changed."""
+    from blemish.detector.refine import contradicted
+
     known = f", {change.known} known already" if change.known else ""
     yield (
         f"Added: {change.good} good pictures, {change.defects} defects{known}; "
         f"{len(change.failures)} broken"
     )
     yield from words.broken([failure.to_dict() for failure in change.failures])
+    yield from words.notices(contradicted(change.contradictions))
     threshold = change.detector.threshold
     reason = f" ({threshold.reason})" if threshold is not None and threshold.value is None else ""
     before, after = (

@@ -247,7 +247,10 @@ class EncoderManifest(Origin):
 
 
 def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
-    """The manifest of an artifact. Raises: ArtifactError that names the file and the field."""
+    """The manifest of an artifact. Raises: ArtifactError that names the file and the field, or says
+    what else it is."""
+    if other := _other_file(path, values):
+        raise ArtifactError(f"{path}: {other}")
     try:
         values = manifest_of_today(values)
         record = config.from_dict(Manifest, values, strict=True)
@@ -265,6 +268,23 @@ def read_manifest(path: object, values: Mapping[str, Any]) -> Manifest:
     except BlemishError as error:
         raise undescribed(path, error) from error
     return record
+
+
+def _other_file(path: object, values: Mapping[str, Any]) -> str:
+    """What a file of blemish without a detector is, and what it is for; "" where it has one."""
+    if "method" in values:
+        return ""
+    if CHECKPOINT in values:
+        return (
+            "is an interrupted training, no detector yet; the command that it is of goes on from "
+            "it with --resume"
+        )
+    if isinstance(values.get("pretraining"), str):
+        return (
+            "is a pre-trained encoder, no detector; learn one with it: "
+            f"blemish fit METHOD GOOD --weights {path} -o part.blemish, and its --backbone"
+        )
+    return ""
 
 
 def undescribed(path: object, error: object) -> ArtifactError:

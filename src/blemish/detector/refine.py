@@ -15,6 +15,7 @@ import torch
 
 from blemish import artifact
 from blemish.backbones.cache import features_kept
+from blemish.data.ahead import name_of
 from blemish.data.pictures import NO_PICTURES, good_pictures, labelled_defects
 from blemish.data.stream import Found, Passes, PictureStream, fingerprint
 from blemish.detector.calibrate import DEFAULT_RATE, new_scores
@@ -34,7 +35,10 @@ from blemish.errors import ConfigError, DataError
 from blemish.methods import Method
 from blemish.methods.base import reported
 from blemish.methods.capabilities import LeavesOneOut, Refines
+from blemish.text import pluralize
 from blemish.types import ANOMALOUS, Failure, Progress, Sample, silent
+
+_SHOWN = 3  # names of pictures in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,9 @@ class Refined:
         good, defects: how many pictures were added.
         known: how many of those given it had learned from before, or came twice; they are not
             added.
+        contradictions: those of them, by name, that it knows as the opposite, good ones named as
+            defects or defects as good ones, or that were named as both: they stay what it knows
+            them as, or good.
         failures: pictures that could not be read.
         before, after: the threshold; None where there is none.
         alarms_before, alarms_after: how many of the good pictures that it knew, each left out,
@@ -59,6 +66,7 @@ class Refined:
     good: int
     defects: int
     known: int
+    contradictions: tuple[str, ...]
     failures: tuple[Failure, ...]
     before: float | None
     after: float | None
@@ -87,7 +95,8 @@ def refine(
 ) -> Refined:
     """A detector that has learned from more good pictures and more defects, with a new threshold.
 
-    The bank takes new good pictures in, within its size; defects join those it knows. The
+    The bank takes new good pictures in, within its size; defects join those it knows. Nothing that
+    was learned is taken back: what is known as the opposite stays so (`contradictions`). The
     threshold comes from all good pictures, old and new, each left out in turn; what an old one
     scores for its normality stays as it was measured: at most too high while the bank has room, and
     a little too low where a full one lets old patches go.
@@ -125,6 +134,7 @@ def refine(
         good=len(found[0].digests),
         defects=len(found[1].digests),
         known=added.known,
+        contradictions=added.contradictions,
         failures=_failures(added, found),
         before=_value(detector),
         after=_value(refined),
@@ -195,7 +205,8 @@ class _Added:
         good, defects: as they are learned; the defects without their `marks`.
         first_owner: the number of the first good one.
         note: what the defects were recognised as.
-        failures: those given that cannot be read. known: how many are known, or come twice.
+        failures: those given that cannot be read. known: how many are known, or come twice;
+            contradictions: as of `Refined`.
     """
 
     good: PictureStream
@@ -205,6 +216,7 @@ class _Added:
     note: str
     failures: Sequence[Failure]
     known: int
+    contradictions: tuple[str, ...]
 
 
 def _added(
@@ -215,13 +227,19 @@ def _added(
     sources = [] if good is None else good_pictures(good).sources
     defects = NO_PICTURES if anomalies is None else labelled_defects(anomalies)
     plain = PictureStream(sources, detector.preprocessing, BATCH_SIZE)
-    new, failures, skipped = _unknown(plain, known, progress)
-    unseen, more, again = _unknown(
-        dataclasses.replace(plain, sources=defects.sources), known, progress
+    new, of_good = _unknown(plain, known, progress)
+    marked = dataclasses.replace(plain, sources=defects.sources)
+    unseen, of_defects = _unknown(marked, known, progress)
+    data, new_good = detector.record.data, {of_good.digests[at] for at in new}
+    learned = {*data.fitted, *data.calibrated}
+    contradictions = (
+        *_known_as(sources, of_good, set(data.defects) - learned),
+        *_known_as(defects.sources, of_defects, (learned | new_good) - set(data.defects)),
     )
     if not new and not unseen:
         raise DataError(
             "nothing is new: all pictures given are known to the detector or cannot be read"
+            + "".join(f"; {told}" for told in contradicted(contradictions))
         )
     if new and not method.knows_several():
         raise ConfigError(
@@ -238,16 +256,32 @@ def _added(
         defects=dataclasses.replace(plain, sources=[defects.sources[at] for at in unseen]),
         marks=[defects.samples[at] for at in unseen],
         note=defects.note,
-        failures=[*failures, *more],
-        known=skipped + again,
+        failures=[*of_good.failures.values(), *of_defects.failures.values()],
+        known=len(of_good.digests) + len(of_defects.digests) - len(new) - len(unseen),
+        contradictions=contradictions,
     )
 
 
-def _unknown(
-    stream: PictureStream, known: set[str], progress: Progress
-) -> tuple[list[int], list[Failure], int]:
-    """The positions of pictures that are not known, whose digests join `known`; those that cannot
-    be read; and how many are known or come twice."""
+def _known_as(sources: Sequence[Any], found: Found, digests: set[str]) -> list[str]:
+    """The names of those with such a digest."""
+    return [name_of(sources[at], at) for at, digest in found.digests.items() if digest in digests]
+
+
+def contradicted(names: Sequence[str]) -> list[str]:
+    """What a person has to know of `Refined.contradictions`; nothing where there are none."""
+    if not names:
+        return []
+    shown = ", ".join(names[:_SHOWN]) + " …" * (len(names) > _SHOWN)
+    return [
+        f"{pluralize(len(names), 'picture')} named as the opposite of what the detector has "
+        f"learned, or as both good and defective ({shown}): what was learned is not taken back; "
+        "to change that, fit again with each picture in its right place"
+    ]
+
+
+def _unknown(stream: PictureStream, known: set[str], progress: Progress) -> tuple[list[int], Found]:
+    """The positions of pictures that are not known, whose digests join `known`; and what was found
+    of all."""
     reading = iter(stream)
     for _ in reported(reading, "looking for what is new", stream.rows, progress):
         pass
@@ -256,7 +290,7 @@ def _unknown(
         if digest not in known:
             known.add(digest)
             new.append(position)
-    return new, [*reading.found.failures.values()], len(reading.found.digests) - len(new)
+    return new, reading.found
 
 
 def _learn(method: Method, added: _Added, progress: Progress) -> tuple[Found, Found]:

@@ -170,6 +170,7 @@ def _refined(before: Detector, task: Task, tell: Progress) -> tuple[Detector, di
         progress=tell,
     )
     told = found.to_dict()
+    told["contradictions"] = [_digests(task).get(path, "") for path in found.contradictions]
     return found.detector, {**told, "failures": _shown(found.failures, task)}
 
 
@@ -197,8 +198,13 @@ def _regions(detector: Detector) -> dict[str, Any] | None:
 
 def _shown(failures: Sequence[Failure], task: Task) -> list[dict[str, str]]:
     """Pictures that could not be read, by their digests: where they lie is nobody's business."""
-    digests = {one.path: one.digest for one in (*task.learn, *task.held)}
+    digests = _digests(task)
     return [{"picture": digests.get(one.source, ""), "error": one.reason} for one in failures]
+
+
+def _digests(task: Task) -> dict[str, str]:
+    """Those of the pictures, by their paths."""
+    return {one.path: one.digest for one in (*task.learn, *task.held)}
 
 
 def _compared(

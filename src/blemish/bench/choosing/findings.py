@@ -14,6 +14,7 @@ from blemish.bench.choosing.comparing import Compared
 from blemish.bench.choosing.evidence import Estimate, Evidence, Values, aurocs, estimate, share
 from blemish.bench.choosing.plan import Plan
 from blemish.bench.choosing.trial import GENERATED
+from blemish.bench.results.overview import UNSEEN, has_unseen
 from blemish.bench.results.rows import FAILED, OK
 from blemish.text import duration, pluralize
 
@@ -200,6 +201,7 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
             f"{len(plan.division.learned)}. More --minutes, in another --output, use more."
         )
     notes += _small(found, labelled, plan.smallest)
+    notes += _unseen(found.standings)
     notes += _flattered(found.standings)
     notes += _alike(found.standings)
     late = [one for one in found.standings if one.false_alarms and one.row["rate"] is not None]
@@ -232,6 +234,16 @@ def _small(found: Findings, labelled: int, smallest: float) -> list[str]:
         "Where yours are, a larger resolution may be needed than these figures ask for: say how "
         "small with --smallest-defect, or label some."
     ]
+
+
+def _unseen(standings: Sequence[Standing]) -> list[str]:
+    """Candidates that time has left hardly trained."""
+    labels = [one.candidate.label for one in standings if has_unseen(one.row)]
+    return [
+        f"{UNSEEN} {', '.join(labels)}: the training ended before it had seen every picture once, "
+        "so these figures say little of what it can do. More --minutes, in another --output, or "
+        "fewer candidates let it train longer."
+    ] if labels else []  # fmt: skip
 
 
 def _flattered(standings: Sequence[Standing]) -> list[str]:
@@ -309,7 +321,7 @@ def table(found: Findings) -> list[tuple[str, ...]]:
         rows.append(
             (
                 mark,
-                one.candidate.label,
+                f"{one.candidate.label} {UNSEEN}" if has_unseen(one.row) else one.candidate.label,
                 percent(one.generated),
                 percent(one.labelled),
                 "–" if aupro is None else f"{100 * aupro:.1f}",

@@ -119,6 +119,7 @@ def measured(order: Order, progress: Progress) -> dict[str, Any]:
         "fitted": len(detector.record.data.fitted),
         "nearly_same": detector.record.data.nearly_same,
         "minutes": order.minutes if trained else None,
+        **{name: detector.manifest.get(name) for name in ("training", "pretraining")},
         "peak_memory_mib": peak,
         "failures": [*detector.manifest["data"]["failures"], *failures],
         "backbone": detector.manifest["config"]["backbone"],

@@ -36,12 +36,13 @@ picture, a multiply-add counts as two. Images/s: scoring in batches, decoding in
 picture at a time, from pixels to score. Memory: peak of the process (on a GPU: of the GPU's memory)
 up to the last prediction. Fit: loading the backbone included. Runs of before these were measured
 have gaps."""
-REDUCED, PARTLY, OFF, ELSEWHERE = "†", "‡", "§", "¶"
+REDUCED, PARTLY, OFF, ELSEWHERE, UNSEEN = "†", "‡", "§", "¶", "‖"
 SIGNS = {
     REDUCED: "another schedule than the recipe's, under a time budget or of other epochs.",
     PARTLY: "not all of the official pictures, or others: no like for a published figure.",
     OFF: "measured while masks lay half a pixel off the maps: P and PRO a little too low.",
     ELSEWHERE: "maps and masks compared at another size than the paper's.",
+    UNSEEN: "a training ended before it had seen every picture once: it may have learned little.",
 }
 SCORES = {"I": "image_auroc", "P": "pixel_auroc", "PRO": "aupro"}
 SCHEDULE = frozenset({"epochs", "min_steps", "pretraining_epochs"})
@@ -202,8 +203,21 @@ def flags(rows: Rows) -> list[str]:
     reduced = (is_shortened(row) or SCHEDULE & row["changed"].keys() for row in rows)
     partly = (row["differs"] for row in rows)
     off = (compared_at(row) == HALF_OFF for row in rows)
-    told = {REDUCED: reduced, PARTLY: partly, OFF: off}
+    unseen = (has_unseen(row) for row in rows)
+    told = {REDUCED: reduced, PARTLY: partly, OFF: off, UNSEEN: unseen}
     return [sign for sign, of in told.items() if any(of)]
+
+
+def has_unseen(row: Mapping[str, Any]) -> bool:
+    """Whether a training of it, or the one before, made less than one pass over its pictures; not
+    where it does not tell."""
+    made = (row.get("training"), _within(row.get("pretraining"), "training"))
+    passes = [_within(one, "epochs") for one in made]
+    return any(isinstance(one, int | float) and one < 1 for one in passes)
+
+
+def _within(values: object, key: str) -> object:
+    return values.get(key) if isinstance(values, Mapping) else None
 
 
 def legend(parts: Iterable[str], sheets: Iterable[Sheet]) -> str:
