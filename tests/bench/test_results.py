@@ -62,24 +62,24 @@ def test_a_row_that_cannot_be_added_is_not_lost(
     append(path, a_row(seed=1))
     before, sync = path.read_bytes(), os.fsync
 
-    def full(number: int) -> None:
-        if full_until and str(Path(f"/proc/self/fd/{number}").readlink()).startswith(full_until):
+    def refuses(number: int) -> None:
+        place = Path(f"/proc/self/fd/{number}").readlink()
+        if place.is_relative_to(full):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(number)
 
-    monkeypatch.setattr(os, "fsync", full)
-    full_until = str(path)
+    monkeypatch.setattr(os, "fsync", refuses)
+    full = path
     with pytest.raises(OutputError, match="No space left") as caught:
         append(path, a_row(seed=2))
     assert path.read_bytes() == before  # no half of a row either
     (place,) = kept.glob("*/rows.jsonl")
-    assert f"is kept in {place}: once there is room, add this line to rows.jsonl" in str(
-        caught.value
-    )
+    told = f"is kept in {place}: once there is room, add this line to rows.jsonl"
+    assert told in str(caught.value)
     path.write_bytes(before + place.read_bytes())
     assert read_rows(path) == [a_row(seed=1), a_row(seed=2)]
 
-    full_until = str(tmp_path)  # and so there is no room for temporary files either
+    full = tmp_path  # and so there is no room for temporary files either
     with pytest.raises(OutputError, match="The row is kept nowhere") as caught:
         append(path, a_row(seed=3))
     assert json.loads(str(caught.value).splitlines()[-1]) == a_row(seed=3)
@@ -171,6 +171,19 @@ def test_the_table_keeps_unlike_runs_apart_and_names_what_failed() -> None:
     (gadget,) = body(markdown.split("## widget")[0])
     assert [*gadget[2:5], gadget[12]] == ["90.0", "–", "–", "–"]
     assert "- knn on widget, seed 4: no luck" in markdown
+
+
+def test_a_training_of_less_than_one_pass_is_marked() -> None:
+    def made(epochs: float) -> dict[str, Any]:
+        return {"epochs": epochs, "steps": 3, "seconds": 1.0}
+
+    told = "‖ a training ended before it had seen every picture once"
+    for short in ({"training": made(0.99)}, {"pretraining": {"training": made(0.1)}}):
+        markdown = table([a_row(**short)])
+        assert body(markdown)[0][1].endswith(" ‖")
+        assert told in markdown
+    assert "‖" not in table([a_row(training=made(1), pretraining={"training": made(2)})])
+    assert "‖" not in table([a_row(training={"epochs": "few"}, pretraining={"training": 5})])
 
 
 def test_few_shots_and_budgets_are_lines_of_their_own() -> None:
