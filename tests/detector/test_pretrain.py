@@ -188,7 +188,7 @@ def test_an_encoder_is_for_its_own_backbone(
         WeightsError, match=r"encoder\.safetensors: .*pre-trained as test_vit, not test_vit2"
     ):
         blemish.fit("knn", parts, **{**small, "weights": encoder_file, "backbone": "test_vit2"})
-    with pytest.raises(ArtifactError, match="is a pre-trained encoder, no detector; .* --weights"):
+    with pytest.raises(ArtifactError, match=r"is a pre-trained encoder, no detector; .* --weights"):
         blemish.load(encoder_file)
 
 
