@@ -267,7 +267,7 @@ def test_what_is_named_as_the_opposite_stays_and_is_told(fit: Fitted, good: Any,
     refined = blemish.refine(detector, good=given[0], anomalies=given[1])
     # A learned defect as good; a learned good one as a defect; a new one as both. The third of
     # each is known as what it is called.
-    assert refined.contradictions == ("array 1", "array 1", "array 2")
+    assert refined.contradictions == ("array 0", "array 0", "array 1")
     assert (refined.good, refined.defects, refined.known) == (1, 0, 5)
     data = refined.detector.manifest["data"]
     assert data["fitted"] == digests_of([*good(20), new])
