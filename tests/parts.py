@@ -40,11 +40,12 @@ BRIEF: dict[str, Any] = {**artifacts.BRIEF, "min_steps": 12, "train_batch_size":
 # others.
 BRIEFER: dict[str, dict[str, Any]] = {
     "guided": {"min_steps": 2},
-    # With eight pictures a step noise of 1e-4 in its first weights turned what it tells.
-    "atacnet": {"min_steps": 60, "train_batch_size": 24, "learning_rate": 3e-4},
+    "atacnet": {"min_steps": 40, "learning_rate": 3e-4},
     # Both sizes, as by default: with one the maps of AHL mark the edges of a defect, each alone.
     "dra": {"min_steps": 40, "learning_rate": 3e-3, "levels": 2},
     "ahl": {"min_steps": 30, "learning_rate": 3e-3, "levels": 2, "clusters": 2, "watched": 8},
+    # A random CNN gives many places no feature at all, whose distances stand out at first.
+    "rd4ad": {"min_steps": 200},
     "draem": {"min_steps": 150, "learning_rate": 3e-3, "width": 8, "share": 1.0},
 }
 
