@@ -173,6 +173,8 @@ def test_what_is_kept_comes_back_as_it_was(picture: Part, there: dict[str, Any])
     assert isinstance(method, TrainedMethod)
     stream = PictureStream([picture(seed) for seed in range(12)], detector.preprocessing, 4)
     kept = feed.read(method, stream, limit=2**30, progress=lambda *_: None)
+    assert kept.kept is not None
+    assert all(part.device.type == DEVICE for part in kept.kept.features.values())
     anew = replace(kept, kept=None)
     pairs = zip(
         kept.batches(5, seed=1, skip=0), anew.batches(5, seed=1, skip=0), range(4), strict=False

@@ -14,6 +14,7 @@ from toy import Toy, ToyConfig, Watched, pictures, stream_of
 
 from blemish.data.stream import PictureStream
 from blemish.methods.learner import TrainingBatch
+from blemish.training import feed as feeding
 from blemish.training import train
 from blemish.training.feed import Feed, read, seed_of
 from blemish.types import silent
@@ -139,6 +140,16 @@ def test_what_is_kept_and_what_is_computed_anew_are_the_same() -> None:
     labels = [0, 1, 0, 0, 1, 0]
     kept, anew = (feed_of(labels, limit=limit, looks=True, rotations=2) for limit in (PLENTY, 0))
     assert all(map(same, seen(kept, 5, 6), seen(anew, 5, 6)))
+
+
+@pytest.mark.parametrize(("device", "wanted", "there"), [
+    ("cuda", 250, "cuda"), ("cuda", 251, "cpu"), ("cpu", 1, "cpu"),
+])  # fmt: skip
+def test_where_rows_are_kept(
+    device: str, wanted: int, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1000, 2000))
+    assert feeding._keeper(torch.device(device), wanted) == torch.device(there)
 
 
 def test_copies_have_the_label_of_their_picture_and_broken_ones_none() -> None:

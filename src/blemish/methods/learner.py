@@ -29,7 +29,7 @@ class Schedule:
         train_batch_size: pictures of one optimiser step, over all processes (`batch_size` of `fit`
             is how many the frozen part looks at, at once).
         learning_rate, weight_decay: of AdamW; the learning rate is that before its schedule.
-        cache_gib: the most main memory, in GiB, in which what the frozen part gives is kept between
+        cache_gib: the most memory, in GiB, in which what the frozen part gives is kept between
             epochs. What does not fit is computed anew in every epoch.
     """
 
