@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,28 @@ def test_a_run_goes_on_within_its_batch_only_where_the_pictures_are_in_its_order
     assert remaining("a", "b") == (["a", "b", "c"], 2)
     assert remaining("b") == (["a", "c"], 0)
     assert remaining("a", "b", "c") == ([], 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupt_waits_until_a_row_is_in_memory_and_on_the_disk(
+    fitted: Callable[..., Detector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, dumps = fitted().save(tmp_path / "part.blemish"), json.dumps
+
+    def pressed(row: object, **options: Any) -> str:
+        text = dumps(row, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return text
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Journal(
+            tmp_path / "out", artifact=artifact, precision="fp32", ways={}, resume=False
+        ) as journal:
+            monkeypatch.setattr(json, "dumps", pressed)
+            with pytest.raises(KeyboardInterrupt):
+                journal.add({"path": "a.png", "error": "gone"})
+            monkeypatch.undo()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert journal.rows == rows_of(tmp_path / "out") == [{"path": "a.png", "error": "gone"}]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from blemish import config
+from blemish import config, interrupts
 from blemish.config import Count, Finite, Fraction, Length, Matching, Range, parse_json
 from blemish.data.folder import place_of
 from blemish.detector.sources import batch_begun
@@ -254,14 +254,18 @@ class Journal:
         return sorted(scored, key=lambda row: -row["score"])
 
     def add(self, row: Row) -> None:
-        """Keep a row, and have it on its way to the disk when this returns. Raises: OutputError."""
-        if self._file is not None and self.folder is not None:
-            try:
-                self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-                self._file.flush()
-            except OSError as error:
-                raise cannot_write(self.folder / _ROWS, error) from error
-        self.keep(row)
+        """Keep a row, and have it on its way to the disk when this returns; an interrupt waits
+        until it is in both places. Raises: OutputError."""
+        with interrupts.waiting() as came, came.whole():
+            if self._file is not None and self.folder is not None:
+                try:
+                    self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+                    self._file.flush()
+                except OSError as error:
+                    raise cannot_write(self.folder / _ROWS, error) from error
+            self.keep(row)
+        if came.number:
+            raise interrupts.Interrupted(number=came.number)
 
     def keep(self, row: Row) -> None:
         """Hold a row in memory."""
