@@ -1,4 +1,6 @@
-"""A detector that adapts, for the tests of that from Python and on the command line."""
+"""A detector that adapts, for the tests of that from Python and on the command line; and what is
+refined.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from parts import Part
+from parts import Fitted, Part
 
 import blemish
 from blemish.backbones import Backbone, build
@@ -83,3 +86,31 @@ def adapting_artifact(
     """The file of the same detector."""
     _shrink(monkeypatch)
     return _made(adaptation)[1]
+
+
+@pytest.fixture
+def good(picture: Part) -> Callable[..., list[np.ndarray]]:
+    """`good(4, 24)`: four parts, from this seed on."""
+    return lambda count, first=0: [picture(first + seed) for seed in range(count)]
+
+
+@pytest.fixture
+def bad(picture: Part) -> Callable[..., list[np.ndarray]]:
+    """The same with a square each, of other parts; those of the fixture `mvtec` come first."""
+    return lambda count, first=0: [
+        picture(200 + first + seed, defect=True) for seed in range(count)
+    ]
+
+
+@pytest.fixture
+def fit(small: dict[str, Any]) -> Fitted:
+    """`fit(good, defects)`: an `lda` whose bank, of `knn` unless told otherwise, holds every
+    patch.
+    """
+
+    def fitted(good: Any, defects: Any = None, **settings: Any) -> Detector:
+        return blemish.fit(
+            "lda", good, anomalies=defects, **{**small, "normality": "knn", **settings}
+        )
+
+    return fitted

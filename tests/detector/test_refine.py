@@ -5,8 +5,7 @@ recounted by hand.
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +26,6 @@ from blemish.methods.memory import MemoryBank
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 PATCHES = 16  # of a picture
-
-
-@pytest.fixture
-def good(picture: Part) -> Callable[..., list[np.ndarray]]:
-    """`good(4, 24)`: four parts, from this seed on."""
-    return lambda count, first=0: [picture(first + seed) for seed in range(count)]
-
-
-@pytest.fixture
-def bad(picture: Part) -> Callable[..., list[np.ndarray]]:
-    """The same with a square each, of other parts; those of the fixture `mvtec` come first."""
-    return lambda count, first=0: [
-        picture(200 + first + seed, defect=True) for seed in range(count)
-    ]
-
-
-@pytest.fixture
-def fit(small: dict[str, Any]) -> Fitted:
-    """`fit(good, defects)`: a detector whose bank, of `knn` unless told otherwise, holds every
-    patch.
-    """
-
-    def fitted(good: Any, defects: Any = None, **settings: Any) -> Detector:
-        return blemish.fit(
-            "lda", good, anomalies=defects, **{**small, "normality": "knn", **settings}
-        )
-
-    return fitted
 
 
 def taught(detector: Detector) -> Lda:
@@ -473,44 +444,3 @@ def test_it_can_be_calibrated_and_refined_again(fit: Fitted, good: Any, bad: Any
     again = blemish.refine(anew, anomalies=bad(1, 2))
     assert again.before == anew.manifest["threshold"]["value"]
     assert len(again.detector.manifest["refined"]) == 2
-
-
-# What cannot be refined
-
-
-def test_only_a_detector_that_defects_can_teach(
-    fit: Fitted, fitted: Fitted, good: Any, bad: Any
-) -> None:
-    trained = ("epochs=1", "min_steps=2", "train_batch_size=4", "width=32", "heads=4", "depth=1")
-    others = [
-        fitted("patchcore"),
-        fit(good(6), normality="padim", normality_settings=("channels=8",)),
-        fit(good(6), normality="agpnet", normality_settings=trained),
-    ]
-    for detector in others:
-        with pytest.raises(
-            ConfigError,
-            match=f"a detector of {detector.method.name} cannot be refined, only one of",
-        ):
-            blemish.refine(detector, good=good(2, 60), anomalies=bad(1))
-
-
-def test_only_a_detector_for_one_kind_of_part(
-    fit: Fitted, good_folder: Path, tmp_path: Path, write: Write, good: Any, bad: Any
-) -> None:
-    for number, part in enumerate(good(4)):
-        write(tmp_path / "negative" / "good" / f"{number}.png", 255 - part)
-    shutil.move(good_folder, tmp_path / "part" / "good")
-    detector = fit([tmp_path / "part" / "good", tmp_path / "negative" / "good"])
-    assert detector.categories == ("negative", "part")
-    with pytest.raises(
-        ConfigError, match="several categories cannot be refined: fit it again, or one for each"
-    ):
-        blemish.refine(detector, anomalies=bad(1))
-
-
-def test_something_must_be_given(fit: Fitted, good: Any) -> None:
-    with pytest.raises(ConfigError, match="refine: name good pictures, defects or both"):
-        blemish.refine(fit(good(3)))
-    with pytest.raises(DataError, match="anomalies: there is no picture of a defect"):
-        blemish.refine(fit(good(3)), anomalies=[])

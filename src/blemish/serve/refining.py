@@ -169,8 +169,8 @@ def _refined(before: Detector, task: Task, tell: Progress) -> tuple[Detector, di
         false_alarm_rate=task.rate,
         progress=tell,
     )
-    told = found.to_dict()
-    told["contradictions"] = [_digests(task).get(path, "") for path in found.contradictions]
+    told, digests = found.to_dict(), _digests(task)
+    told["contradictions"] = [digests.get(path, "") for path in found.contradictions]
     return found.detector, {**told, "failures": _shown(found.failures, task)}
 
 
