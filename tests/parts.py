@@ -44,9 +44,13 @@ BRIEFER: dict[str, dict[str, Any]] = {
     # Both sizes, as by default: with one the maps of AHL mark the edges of a defect, each alone.
     "dra": {"min_steps": 40, "learning_rate": 3e-3, "levels": 2},
     "ahl": {"min_steps": 30, "learning_rate": 3e-3, "levels": 2, "clusters": 2, "watched": 8},
+    "draem": {"learning_rate": 3e-3, "width": 8, "share": 1.0},
+}
+# Steps after which they find a defect that stands out; the others do after those above.
+LEARNED: dict[str, dict[str, Any]] = {
     # A random CNN gives many places no feature at all, whose distances stand out at first.
     "rd4ad": {"min_steps": 200},
-    "draem": {"min_steps": 150, "learning_rate": 3e-3, "width": 8, "share": 1.0},
+    "draem": {"min_steps": 150},
 }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, OPTIONS
-from parts import part, settings_of, write_picture
+from parts import LEARNED, part, settings_of, write_picture
 
 import blemish
 from blemish import cli
@@ -38,7 +38,8 @@ gc.freeze()
 
 @cache
 def _fitted(method: str, count: int) -> Detector:
-    return blemish.fit(method, [part(seed) for seed in range(count)], **settings_of(method))
+    settings = {**settings_of(method), **LEARNED.get(method, {})}
+    return blemish.fit(method, [part(seed) for seed in range(count)], **settings)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import Fitted, Part, Write
+from parts import LEARNED, Fitted, Part, Write
 from PIL import Image
 
 import blemish
@@ -124,7 +124,7 @@ def test_a_planted_defect_scores_above_its_normal_twin(
     if method in ("guided", "dinomaly", "vitad") and backbone == "test_resnet":
         pytest.skip(f"{method} reads a ViT; of a CNN it says so")
     layers = (2, 4) if backbone == "test_vit" else (1, 2)
-    settings = {**small, "backbone": backbone, "layers": layers}
+    settings = {**small, **LEARNED.get(method, {}), "backbone": backbone, "layers": layers}
     if backbone == "test_vit":
         settings |= STEADY.get(method, {})
     detector = blemish.fit(method, [picture(seed) for seed in range(24)], **settings)
@@ -267,7 +267,7 @@ def test_a_config_of_another_method(method: str, picture: Part) -> None:
 
 def test_rotations_are_learned(method: str, picture: Part, small: Any) -> None:
     good = [picture(seed) for seed in range(10)]
-    settings = {**small, **STEADY.get(method, {})}
+    settings = {**small, **LEARNED.get(method, {}), **STEADY.get(method, {})}
     plain, turned = (blemish.fit(method, good, rotations=n, **settings) for n in (1, 4))
     upright, sideways = picture(50), np.rot90(picture(50)).copy()
     assert plain.predict(sideways).score > plain.predict(upright).score

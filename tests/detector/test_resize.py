@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import FIT, Run, Write, part, prepared, rows_of, settings_of
+from parts import FIT, LEARNED, Run, Write, part, prepared, rows_of, settings_of
 
 import blemish
 from blemish import artifact
@@ -79,6 +79,7 @@ def shared(method: str, resize: str) -> Detector:
         "uniad": {**NEAR_SIGHTED, "min_steps": 100, "learning_rate": 3e-3},
         "efficientad": {**BY_PLACE, "min_steps": 60, "teacher_steps": 60},
         "atacnet": {**BY_PLACE, "min_steps": 20},
+        "draem": {**BY_PLACE, **LEARNED["draem"]},
     }
     return fitted(method, resize, **special.get(method, BY_PLACE))
 
