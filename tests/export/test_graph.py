@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from parts import part, settings_of
+from parts import LEARNED, part, settings_of
 from parts import prepared as of_picture
 from torch import Tensor
 
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "spade": ("spade", {"neighbours": 3}),
     "dinomaly": ("dinomaly", {}),
     "vitad": ("vitad", {}),
-    "draem": ("draem", {}),
+    "draem": ("draem", LEARNED["draem"]),
     "uniad": ("uniad", {}),
     "efficientad": ("efficientad", {}),
     "guided, sizes": ("guided", SIZES),
