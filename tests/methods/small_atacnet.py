@@ -22,7 +22,6 @@ TINY: dict[str, Any] = {
     "backbone": "test_resnet",
     "image_size": (HEIGHT, WIDTH),
     "attention_dim": 16,
-    "extractor_rate": 1.0,
 }
 
 

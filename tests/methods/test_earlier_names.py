@@ -92,11 +92,7 @@ def as_then(path: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Path:
         ("guided", {}, {"blend_x_rays": None, "map_stride": None, "adaptation_guard": None}),
         ("agpnet", {"noise_high": 0.5}, {"noise_floor": 0.5, "noise_high": 1.0, "beta": None}),
         ("lda", {"normality": "knn"}, {"flips": None}),
-        (
-            "atacnet",
-            {"image_size": 64, "backbone": "test_resnet", "extractor_rate": 1.0},
-            {"extractor_rate": None},
-        ),
+        ("atacnet", {"image_size": 64, "backbone": "test_resnet"}, {"extractor_rate": None}),
     ],
 )
 def test_an_artifact_of_then_scores_as_it_did(

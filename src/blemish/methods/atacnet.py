@@ -32,8 +32,8 @@ heatmap is a₁, averaged with a₂ where the crop is; the paper reports no pixe
 the classifier is its Grad-CAM, times the number of locations to be in the unit of the logit.
 
 On few pictures the extractor, trained end to end at the paper's rate, learns them by heart
-(`docs/findings.md`), so `best` leaves it as it is (`extractor_rate` 0). That is not in the paper,
-whose recipes all learn it.
+(`docs/findings.md`); `extractor_rate` lets it learn slower, or not at all. That is not in the
+paper, and no recipe of the paper sets it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ from blemish.types import ANOMALOUS, NORMAL, Scores
 
 @dataclass(frozen=True, kw_only=True)
 class AtacNetConfig(LabelledConfig):
-    """Settings of ATAC-Net; the defaults are `best`: the paper's, but for the extractor.
+    """Settings of ATAC-Net; the defaults are the paper's.
 
     Attributes:
         weight_decay: 0: the optimiser is Adam; with weight decay it is AdamW.
@@ -95,7 +95,6 @@ class AtacNetConfig(LabelledConfig):
     active: FractionBelow1 = 0.4
     padding: Factor = 0.1
     margin: Positive = 10.0
-    extractor_rate: NotNegative = 0.0
     attention_dim: Annotated[int, Range(1, 8192)] = 64
     pseudo: Fraction = 0.5
 
@@ -105,19 +104,19 @@ class AtacNetConfig(LabelledConfig):
     @classmethod
     def paper(cls) -> Self:
         """The published setting: ResNet-50, 224², 30 epochs of batches of 16, k = 10, w = 0.4."""
-        return cls(extractor_rate=1.0)
+        return cls()
 
     @classmethod
     def paper_devnet(cls) -> Self:
         """The same without the attention module and the closer look: DevNet (Pang et al. 2019,
         2021).
         """
-        return cls(network="devnet", extractor_rate=1.0)
+        return cls(network="devnet")
 
     @classmethod
     def paper_classifier(cls) -> Self:
         """The same extractor as a classifier: CutMix and weighted cross-entropy."""
-        return cls(network="classifier", extractor_rate=1.0)
+        return cls(network="classifier")
 
 
 class AtacNet(Labelled):
