@@ -43,6 +43,16 @@ def pluralize(number: int, one: str, many: str = "") -> str:
     return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """The same with the digits of large numbers in groups of three.
+
+    Example:
+        >>> counted(1, "step"), counted(1200, "step")
+        ('1 step', '1,200 steps')
+    """
+    return pluralize(number, one, many).replace(f"{number}", f"{number:,}", 1)
+
+
 def listed(items: Iterable[object]) -> str:
     """The first three of them.
 

@@ -250,9 +250,9 @@ def test_refine(run: Run, teachable: Path, good_folder: Path, mvtec: Path, tmp_p
     for said in (
         "Added: 4 good pictures, 7 defects, 20 known already; 0 broken",
         f"Threshold: {change.before:.4g} before, {change.after:.4g} now",
-        f"Of the 20 good pictures it knew, {change.alarms_before} were above the threshold before",
-        f"and {change.alarms_after} are now; their scores changed by {change.mean_change:+.4g} on",
-        f"Of the added defects {change.found_before} were found before, {change.found_after} are",
+        f"Above the threshold of 20 good pictures it knew: {change.alarms_before} before, "
+        f"{change.alarms_after} now; scores changed by {change.mean_change:+.4g} on average",
+        f"Found of the added defects: {change.found_before} before, {change.found_after} now",
         f"Written: {new}",
     ):
         assert said in out

@@ -14,6 +14,7 @@ from blemish.cli.options import Json
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
 from blemish.extras import require
+from blemish.text import pluralize
 
 if TYPE_CHECKING:
     from blemish.export.exporting import Made
@@ -144,7 +145,9 @@ def _lines(made: Made, output: Path | None, web: Path | None) -> list[str]:
     if made.recalibrated:
         lines += words.threshold_lines(made.detector.manifest)
         if made.left_out:
-            lines.append(f"Left out: {made.left_out} pictures that it has learned from.")
+            lines.append(
+                f"Left out: {pluralize(made.left_out, 'picture')} that it has learned from."
+            )
     else:
         lines.append("Thresholds: those of the artifact.")
     lines += [f"Not read: {one.source}: {one.reason}" for one in made.failures]

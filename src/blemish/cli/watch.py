@@ -158,7 +158,7 @@ def watch(
     with (
         Ledger(output, artifact=artifact, precision=detector.precision, ways=ways) as ledger,
         console.progress() as progress,
-        interrupts.waiting() as came,
+        interrupts.waiting(words="stopping after the pictures at hand") as came,
     ):
         one = Watch(detector, ledger, came, sorter=sorter, margin=margin, progress=progress,
                     saved=saved, side=side, category=category,
