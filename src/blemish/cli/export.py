@@ -12,6 +12,7 @@ from typer import Argument, Option
 from blemish.cli import console, options, words
 from blemish.cli.options import Json
 from blemish.cli.status import BROKEN_PICTURES, WELL
+from blemish.cli.writing import Writing
 from blemish.errors import ConfigError
 from blemish.extras import require
 from blemish.text import pluralize
@@ -121,11 +122,11 @@ def export(
             false_alarm_rate=false_alarm_rate,
             progress=progress,
         )
-        if web is not None:
-            write_page(web, made.path.read_bytes(), made.detector.record.to_dict())
+        model, record, written = made.path.read_bytes(), made.detector.record.to_dict(), Writing()
+        web = written.kept(web, lambda place: write_page(place, model, record))
         document, lines = _document(made, output, web), _lines(made, output, web)
-    console.answer(document, lines, as_json=json)
-    return BROKEN_PICTURES if made.failures else WELL
+    status = BROKEN_PICTURES if made.failures else WELL
+    return written.answer(document, lines, as_json=json, status=status)
 
 
 def _document(made: Made, output: Path | None, web: Path | None) -> dict[str, object]:
