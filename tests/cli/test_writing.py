@@ -185,3 +185,31 @@ def test_a_fit_is_told_where_its_picture_of_the_foreground_cannot_be_written(
     assert f"Written: {there / 'x.blemish'}" in said
     assert "x.foreground.png: cannot be written (No space left on device)" in err
     assert f"{there / 'x.blemish'} is whole, and the picture alone is missing" in err
+
+
+def test_watch_tells_what_it_has_scored_and_goes_on(
+    run: Run, part: Path, good_folder: Path, there: Path, full: Full
+) -> None:
+    out = there / "out"
+    watch = ("watch", good_folder, part, "--output", out, "--once --settle 0 --save overlays")
+    with full(10):
+        status, said, err = run(*watch)
+    assert status == ERROR
+    assert "9 scored, " in said
+    assert "once there is room, the same command goes on from here" in err
+    assert run(*watch)[0] == 0
+    assert sorted(Path(row["path"]) for row in rows_of(out)) == find_pictures(good_folder)
+
+
+def test_a_training_whose_checkpoint_cannot_be_written_says_how_to_go_on(
+    run: Run, good_folder: Path, there: Path, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blemish.training.loop.BETWEEN_CHECKPOINTS", 0.0)
+    sets = "--set epochs=1 --set min_steps=4 --set train_batch_size=8"
+    fit = ("fit agpnet", good_folder, "-o", there / "x.blemish", FIT, sets)
+    with full(2):
+        status, _, err = run(*fit)
+    assert status == ERROR
+    assert "x.blemish.training: cannot be written (No space left on device)" in err
+    assert "once there is room, the same command with --resume goes on from here" in err
+    assert run(*fit, "--resume")[0] == 0

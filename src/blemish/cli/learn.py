@@ -452,6 +452,11 @@ def _learned(
                 return None  # all see it at once, and the first explains it
             _forget(checkpoints)  # what goes on from them collapses again
             raise
+        except OutputError as error:  # of the log, or of a checkpoint: the one before is whole
+            what = "the same command with --resume goes on from here"
+            if "--resume" in str(error) or not any(one.exists() for one in checkpoints):
+                raise
+            raise OutputError(f"{error}; or, once there is room, {what}") from error
         except KeyboardInterrupt as error:
             if not any(checkpoint.exists() for checkpoint in checkpoints):
                 raise

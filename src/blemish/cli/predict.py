@@ -6,6 +6,7 @@ import errno
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,7 +159,7 @@ def predict(
         return predict_cluster.predict(locals())
     from blemish.data.folder import search
     from blemish.report import predictions as outputs
-    from blemish.report.journal import Journal, holds_rows
+    from blemish.report.journal import Journal
 
     if resume and output is None:
         raise ConfigError("--resume goes on in a folder: name it with --output DIR")
@@ -179,17 +180,30 @@ def predict(
     check_regions(wanted, detector, artifact, category)
     ways, used = _ways(locals(), saved), detector.precision
     gallery = outputs.Gallery(outputs.EMBEDDED)
-    if resume and output is not None and not holds_rows(output):
-        console.complain(f"blemish: notice: nothing to resume: no rows in {output}; it begins anew")
+    _say_anew(output if resume else None)
     with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}
         stopped = _scored(journal, detector, found.pictures, gallery, kept, **how)
-        written = Writing()
-        with written.tried(f"once there is room, {_GO_ON}"):
-            if isinstance(stopped, OutputError | OSError):
-                raise stopped
-            journal.write_table()
-    return _tell(asked, journal, detector, gallery, stopped, written)
+        return _tell(asked, journal, detector, gallery, stopped, _completed(journal, stopped))
+
+
+def _say_anew(folder: Path | None) -> None:
+    """Say it where nothing is in a folder that could be gone on from."""
+    from blemish.report.journal import holds_rows
+
+    if folder is not None and not holds_rows(folder):
+        console.complain(f"blemish: notice: nothing to resume: no rows in {folder}; it begins anew")
+
+
+def _completed(journal: Journal, stopped: BaseException | None) -> Writing:
+    """The table of all rows is written, unless a disk was full before; gives what could not be.
+    `stopped`: as `_scored` gives it."""
+    written = Writing()
+    with written.tried(f"once there is room, {_GO_ON}"):
+        if isinstance(stopped, OutputError | OSError):
+            raise stopped
+        journal.write_table()
+    return written
 
 
 def _ways(given: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
@@ -331,8 +345,6 @@ def _tell(
     """Write the report of predictions and their regions and answer with them; gives the exit
     status. `stopped`: as `_scored` gives it."""
     from blemish.report.coco import write_coco
-    from blemish.report.html import write_report
-    from blemish.report.predictions import prediction_entries
 
     scored = journal.scored
     warning = words.category_warning(scored, detector.categories)
@@ -344,23 +356,12 @@ def _tell(
     of_parts = parts.told(asked.group_by, journal, detector, asked.found.pictures)
     with written.tried(f"once there is room, {_GO_ON}"):
         of_parts.write(journal.folder)
-
-    def report(path: Path) -> None:
-        write_report(
-            path,
-            title=f"{asked.artifact.stem}: predictions",
-            manifest={**detector.manifest, "threshold": threshold},
-            warning=warning,
-            entries=prediction_entries(journal, detector, gallery),
-            failures=journal.failures,
-            parts=of_parts.worst_first,
-            scale=detector.map_scale,
-        )
-
+    how = {"warning": warning, "threshold": threshold, "parts": of_parts.worst_first}
+    report = partial(_report, asked, journal, detector, gallery, how)
     places = words.places(
         output=journal.folder,
         report=written.kept(asked.report, report),
-        coco=written.kept(asked.coco, lambda path: write_coco(path, journal.rows)),
+        coco=written.kept(asked.coco, partial(write_coco, rows=journal.rows)),
     )
     document = {
         "artifact": str(asked.artifact),
@@ -388,6 +389,30 @@ def _tell(
     if not isinstance(stopped, KeyboardInterrupt):
         return status
     return _say_interrupted(stopped, journal, len(asked.found.pictures))
+
+
+def _report(
+    asked: _Asked,
+    journal: Journal,
+    detector: Detector,
+    gallery: Gallery,
+    how: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Write the report. Args: how: its warning, threshold and parts. Raises: OutputError."""
+    from blemish.report.html import write_report
+    from blemish.report.predictions import prediction_entries
+
+    write_report(
+        path,
+        title=f"{asked.artifact.stem}: predictions",
+        manifest={**detector.manifest, "threshold": how["threshold"]},
+        warning=how["warning"],
+        entries=prediction_entries(journal, detector, gallery),
+        failures=journal.failures,
+        parts=how["parts"],
+        scale=detector.map_scale,
+    )
 
 
 def _counts(journal: Journal) -> dict[str, int]:
