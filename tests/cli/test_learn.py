@@ -117,7 +117,7 @@ def test_fit_of_the_published_method(
     assert "by step 10" in shown
     assert not (tmp_path / "a.training").exists()
     budget = refused("fit lda", good_folder, "-o", tmp_path / "b", FIT, "--time-budget 1")
-    assert "time_budget: lda is not trained step by step" in budget
+    assert "--time-budget: lda is not trained step by step" in budget
 
 
 def test_fit_of_few_shots(
@@ -180,7 +180,7 @@ def test_calibrate(
     calibrate = ("calibrate", part, more, "-o", artifact, "--false-alarm-rate")
     status, out, _ = run(*calibrate, "0.1")
     assert status == BROKEN_PICTURES
-    assert "20 used; 1 left out, the artifact was fitted on them; 1 broken" in out
+    assert "20 used; 1 left out, the artifact was fitted on it; 1 broken" in out
     assert "at most 10 % of new normal pictures are above it, on average" in out
     threshold = read(artifact)[1]["threshold"]
     assert (threshold["n"], threshold["rate"]) == (20, 0.1)
