@@ -99,6 +99,13 @@ def test_two_outputs_are_two_files(refused: Refused, part: Path, mvtec: Path) ->
     there = mvtec.parent / "x.html"
     said = refused("predict", part, mvtec, "--report", there, "--coco", there)
     assert "--report and --coco: both name" in said
+    out = mvtec.parent / "out"
+    evaluate = ("evaluate", part, mvtec, "--output", out, "--report")
+    told = "is what is written for --output; let its name be another"
+    assert told in refused(*evaluate, out / "evaluation.json")
+    predict = ("predict", part, mvtec, "--output", out, "--coco")
+    assert told in refused(*predict, out / "run.json")
+    assert not out.exists()
 
 
 def test_a_table_of_predictions_is_not_written_over(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _IN_FOLDERS = (
     *("run.json", "predictions.jsonl", "predictions.csv", "parts.jsonl", "evaluation.json"),
     *("comparison.json", "report.html", "plan.json", "rows.jsonl"),
 )
+_BESIDE_REPORTS = _IN_FOLDERS[:5]  # of these commands, which may write a report there, too
 # Where an artifact is changed, its file may be the one that is written.
 _IN_PLACE = ("calibrate", "refine")
 _TOLD = (ConfigError, CalibrationError, DataError, ExportError)
@@ -102,6 +103,10 @@ def check_apart(given: Mapping[str, Any], *, in_place: bool = False) -> None:
         for other, there in written.items():
             if _place(there) == _place(path):
                 raise OutputError(f"--{other} and --{name}: both name {path}; name two files")
+            if _place(path.parent) == _place(there) and path.name in _BESIDE_REPORTS:
+                raise OutputError(
+                    f"--{name} {path}: is what is written for --{other}; let its name be another"
+                )
         written[name] = path
     inputs = {key: value for key, value in given.items() if key not in _OUTPUTS}
     if in_place:
