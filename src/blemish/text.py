@@ -53,6 +53,17 @@ def counted(number: int, one: str, many: str = "") -> str:
     return pluralize(number, one, many).replace(f"{number}", f"{number:,}", 1)
 
 
+def there_are(number: int, one: str = "", many: str = "") -> str:
+    """How many there are, with the noun where one is given.
+
+    Example:
+        >>> there_are(1), there_are(0, "picture")
+        ('there is 1', 'there are 0 pictures')
+    """
+    what = pluralize(number, one, many) if one else f"{number}"
+    return f"there {'is' if number == 1 else 'are'} {what}"
+
+
 def listed(items: Iterable[object]) -> str:
     """The first three of them.
 

@@ -166,7 +166,8 @@ def _tell_evaluation(
 def _side(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= options.LARGEST_SIDE:
         raise ConfigError(
-            f"--resolution {text}: a side in pixels (256), or the word original, is needed"
+            f"--resolution {text}: a side of 1 to {options.LARGEST_SIDE} pixels (256), or the word "
+            "original, is needed"
         )
     return int(text)
 
