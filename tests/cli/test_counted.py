@@ -59,7 +59,7 @@ def test_one_picture(
 def test_one_row_and_one_step() -> None:
     done = Done(
         output="out", pictures=1, earlier=1, earlier_failed=0, scored=1, alarms=1, failed=0,
-        files=1, workers=1, interrupted=None,
+        files=1, workers=1, left_out=(),
     )  # fmt: skip
     lines = [*predict_cluster._lines(done), str(Tally(scored=1, alarms=1))]
     lines += words.training({"epochs": 1, "steps": 1, "loss": 0.5})
