@@ -71,7 +71,7 @@ def test_evaluate_prints_its_figures_and_can_be_given_again(
     assert "Written: " not in said
     assert "No space left on device" in err
     (kept,) = (tmp_path / "elsewhere").glob("*/out")
-    assert f"kept in {kept}: once there is room, move it to {out}" in err
+    assert f"kept in {kept}: once there is room, move what is there to {out}" in err
     assert json.loads((kept / "evaluation.json").read_text())["counts"]["pictures"] == 13
     assert len(list((kept / "worst").iterdir())) == 13
     (page,) = (tmp_path / "elsewhere").glob("*/report.html")

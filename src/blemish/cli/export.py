@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -123,7 +124,8 @@ def export(
             progress=progress,
         )
         model, record, written = made.path.read_bytes(), made.detector.record.to_dict(), Writing()
-        web = written.kept(web, lambda place: write_page(place, model, record))
+        page = partial(write_page, model=model, manifest=record)
+        web = written.kept(web, page, folder=True)
         document, lines = _document(made, output, web), _lines(made, output, web)
     status = BROKEN_PICTURES if made.failures else WELL
     return written.answer(document, lines, as_json=json, status=status)

@@ -102,7 +102,7 @@ def evaluate(
             side=drawn,
         )
         written = Writing()
-        output = written.kept(output, write)
+        output = written.kept(output, write, folder=True)
     tell = partial(_report, artifact, detector, result, mistakes, warning)
     places = words.places(output=output, report=written.kept(report, tell))
     return _tell_evaluation(artifact, data, result, places, json, warning, written=written)

@@ -35,15 +35,18 @@ class Writing:
         except OutputError as error:
             self.errors.append(_with(error, then))
 
-    def kept(self, path: Path | None, write: Callable[[Path], object]) -> Path | None:
-        """Have `write` write a file or a folder at `path`, or elsewhere (`files.or_elsewhere`).
+    def kept(
+        self, path: Path | None, write: Callable[[Path], object], *, folder: bool = False
+    ) -> Path | None:
+        """Have `write` write a file, or a folder, at `path`, or elsewhere (`files.or_elsewhere`).
 
         Returns: `path` where it is there now; None where it is not, or nothing was asked for.
         """
         before = len(self.errors)
         if path is not None:
             with self.tried():
-                or_elsewhere(path, write, f"once there is room, move it to {path}")
+                what = "what is there" if folder else "it"
+                or_elsewhere(path, write, f"once there is room, move {what} to {path}")
         return path if len(self.errors) == before else None
 
     def answer(
