@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from parts import FIT
 
-from blemish.cli import predict_cluster, words
+from blemish.cli import judge, predict_cluster, words
 from blemish.report.watching import Tally
 from blemish.scale.predict import Done
 from blemish.text import counted, pluralize, there_are
@@ -46,7 +46,6 @@ def test_one_picture(
     told = [said, page.partition("Threshold and scores")[2]]
     _, said, _ = run("evaluate", part, tmp_path / "set", "--group-by", r"(b\d)\.png")
     assert "2 pictures: 1 good, 1 defective" in said
-    assert " of 1 good picture show" in said
     told.append(said)
     _, said, _ = run("fit lda", tmp_path / "set", "-o", tmp_path / "x", FIT, "--anomalies", bad)
     told += [said, run("inspect", tmp_path / "x")[1]]
@@ -67,4 +66,6 @@ def test_one_row_and_one_step() -> None:
         {"fewest": 1, "most": 1, "left_out": 0, "copies": 0, "ungrouped": 1, "scores": [1.0]}
     )
     assert "Parts: 1 used, of 1 view; 1 picture of no part" in lines
+    of = {"normal_with_region": 1, "normal": 1, "defects": 0}
+    assert [*judge._region_lines(of)] == ["Regions: 1 of 1 good picture shows a region"]
     assert all(WRONG.search(line) is None for line in lines), lines
