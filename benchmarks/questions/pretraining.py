@@ -24,41 +24,67 @@ DROPPING = {
 
 
 def answer(measured: Measured) -> str:
-    pretrained = [row for row in measured.good if kind_of(row) == "pretraining"]
-    by_masking: dict[str, list[Row]] = {}
-    for row in pretrained:
-        by_masking.setdefault(f"masking `{row['settings']['masking']}`", []).append(row)
-    plain = without(measured)
-    if not by_masking or not plain:
+    """Of the pair of `pairs` with the most rows; of several, the first by name."""
+    found = pairs(measured)
+    if not found:
         return NOTHING
+    plain, pretrained = found[min(found, key=lambda same: (-len(found[same][1]), same))]
+    by_way: dict[str, list[Row]] = {}
+    for row in pretrained:
+        by_way.setdefault(way(row), []).append(row)
     minutes = pretrained[0]["time_budget"] - plain[0]["time_budget"]
-    told = "; ".join(f"{way} {both(rows)}" for way, rows in sorted(by_masking.items()))
+    names = " or ".join(sorted({objective(row) for row in pretrained}))
+    told = "; ".join(f"{one} {both(rows)}" for one, rows in sorted(by_way.items()))
     return (
-        f"{minutes:g} minutes of APMask before `guided` gain no detection on "
+        f"{minutes:g} minutes of {names} before `guided` gain no detection on "
         f"{plain[0]['data']} and cost AUPRO: image AUROC and AUPRO in % are {both(plain)} "
         f"without, and with it {told}."
         if gains_nothing(plain, pretrained)
-        else f"Before `guided` on {plain[0]['data']} {minutes:g} minutes of APMask change image "
+        else f"Before `guided` on {plain[0]['data']} {minutes:g} minutes of {names} change image "
         f"AUROC and AUPRO, in %, from {both(plain)} to {told}."
     )
 
 
+def objective(row: Row) -> str:
+    """What it was pre-trained by, as one writes it."""
+    name = row["settings"]["pretraining"]
+    return "APMask" if name == "apmask" else f"`{name}`"
+
+
+def way(row: Row) -> str:
+    """How it was pre-trained."""
+    masking = f"masking `{row['settings']['masking']}`"
+    return masking if row["settings"]["pretraining"] == "apmask" else f"{objective(row)}, {masking}"
+
+
+def pairs(measured: Measured) -> dict[tuple[str, ...], tuple[list[Row], list[Row]]]:
+    """Rows without and with pre-training that differ in that alone, by what they have in common:
+    data, encoder, resolution, shots, kind of device, and the minutes of the training that follows.
+
+    Of a budget with a pre-training half is the training's (`blemish.fit`), so it is compared with
+    rows of half the budget.
+    """
+    found: dict[tuple[str, ...], tuple[list[Row], list[Row]]] = {}
+    for row in measured.good:
+        known = row["settings"].get("pretraining")
+        if known is None or row["time_budget"] is None or row.get("compute_budget") is not None:
+            continue
+        with_it = kind_of(row) == "pretraining"
+        if with_it or known == "none":
+            found.setdefault(companion(row, with_it=with_it), ([], []))[with_it].append(row)
+    return {same: both for same, both in found.items() if all(both)}
+
+
 def without(measured: Measured) -> list[Row]:
-    """The same training without pre-training: of rows of the same data, method and size those that
-    were measured with as many seeds."""
-    pretrained = [row for row in measured.good if kind_of(row) == "pretraining"]
-    alike = {companion(row) for row in pretrained}
-    return [
-        row
-        for row in measured.good
-        if companion(row) in alike
-        and row["settings"].get("pretraining") == "none"
-        and row["time_budget"] is not None
-    ]
+    """The same training without pre-training."""
+    return [row for plain, _ in pairs(measured).values() for row in plain]
 
 
-def companion(row: Row) -> tuple[object, ...]:
-    return row["method"], row["data"], tuple(row["settings"]["image_size"]), row["shots"]
+def companion(row: Row, *, with_it: bool) -> tuple[str, ...]:
+    minutes = row["time_budget"] / 2 if with_it else row["time_budget"]
+    told = (row["method"], row["data"], row["backbone"], row["weights"]["sha256"])
+    more = (row["resolution"], row["shots"], row["device"]["type"], row["precision"])
+    return *told, *map(str, more), f"{minutes:g}"
 
 
 def gains_nothing(plain: Sequence[Row], pretrained: Sequence[Row]) -> bool:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from types import ModuleType
 from typing import IO
@@ -236,6 +236,22 @@ def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
         tail = file.read(step) + tail
     begins = tail.rfind(b"\n") + 1
     return start + begins, tail[begins:]
+
+
+def append_whole(file: RawIOBase, content: bytes, *, sync: bool = False) -> None:
+    """Add to an unbuffered file that is open for appending, and with `sync` have it on the disk;
+    where that fails the file is as it was. Raises: OSError.
+    """
+    end, left = file.seek(0, os.SEEK_END), memoryview(content)
+    try:
+        while left:
+            left = left[file.write(left) or 0 :]
+        if sync:
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)  # half a row would spoil the next one
+        raise
 
 
 def or_elsewhere(path: Path, write: Callable[[Path], object], then: str) -> None:

@@ -43,6 +43,27 @@ def pluralize(number: int, one: str, many: str = "") -> str:
     return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """The same with the digits of large numbers in groups of three.
+
+    Example:
+        >>> counted(1, "step"), counted(1200, "step")
+        ('1 step', '1,200 steps')
+    """
+    return pluralize(number, one, many).replace(f"{number}", f"{number:,}", 1)
+
+
+def there_are(number: int, one: str = "", many: str = "") -> str:
+    """How many there are, with the noun where one is given.
+
+    Example:
+        >>> there_are(1), there_are(0, "picture")
+        ('there is 1', 'there are 0 pictures')
+    """
+    what = pluralize(number, one, many) if one else f"{number}"
+    return f"there {'is' if number == 1 else 'are'} {what}"
+
+
 def listed(items: Iterable[object]) -> str:
     """The first three of them.
 

@@ -327,3 +327,46 @@ def test_the_robustness_page_is_what_the_rows_make() -> None:
     from fuzzing import page
 
     assert page.write(ROOT / "benchmarks" / "results" / "robustness.jsonl", check=True) == 0
+
+
+def test_pretraining_is_compared_with_the_same_training_without_it(script: ModuleType) -> None:
+    rows = script.read(script.RESULTS / "pretraining.jsonl")
+
+    def told(*more: dict[str, Any]) -> str:
+        text: str = script.pages({"rows.jsonl": [*rows, *more]})["pretraining.md"]
+        return text.split("\n\n")[2]
+
+    def other(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        settings = {**row["settings"], **changes.pop("settings", {})}
+        key = f"{row['key']}-{len(str(changes))}"
+        return {**row, "key": key, "settings": settings, "image_auroc": 0.5, **changes}
+
+    plain = [row for row in rows if row["settings"]["pretraining"] == "none"]
+    pretrained = [row for row in rows if row["settings"]["pretraining"] == "apmask"]
+    first = told()
+    assert first.startswith("3 minutes of APMask before `guided` ")
+    for changes in (
+        {"data": "bottle"},
+        {"time_budget": 12.0},
+        {"resolution": [224, 224]},
+        {"backbone": "dinov2_vits14"},
+        {"weights": {**plain[0]["weights"], "sha256": "0" * 64}},
+        {"shots": 4},
+    ):
+        for kind in (plain, pretrained):  # alone, either has nothing to be compared with
+            assert told(*(other(row, **changes) for row in kind)) == first
+    one = [other(pretrained[0], data="bottle"), other(plain[0], data="bottle")]
+    assert told(*one) == first  # fewer rows
+    more = [
+        other(row, data="screw", time_budget=minutes, seed=seed)
+        for kind, minutes in ((plain, 4.0), (pretrained, 8.0))
+        for row in kind
+        for seed in range(7)
+    ]
+    for number, row in enumerate(more):
+        row["key"] = f"made-{number}"
+    assert told(*more).startswith("4 minutes of APMask before `guided` gain no detection on screw")
+    swav = other(pretrained[0], settings={"pretraining": "swav"})
+    said = "3 minutes of APMask or `swav` change image AUROC and AUPRO, in %, from "
+    assert told(swav).startswith(f"Before `guided` on magnetic_tile {said}")
+    assert " to `swav`, masking `attention` 50.0 and " in told(swav)

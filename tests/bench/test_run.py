@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from blemish.bench import run as benchmark
 from blemish.bench.conditions import checkout
 from blemish.bench.plan import Run
 from blemish.bench.results import Row, markdown, page, read_rows
+from blemish.bench.results.rows import likeness
 from blemish.bench.run import SHIFTED_METRICS, measure, run
 from blemish.data.shifts import SHIFTS
 from blemish.detector.predict import Detector
@@ -68,6 +70,32 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(
     assert here == [bad, good, bad]
     assert second[1] == first[1]
     assert read_rows(results) == [*first, second[0]]
+
+
+def test_a_second_encoder_is_named_with_its_weights(
+    mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"source": "package", "sha256": "f" * 64, "licence": "MIT"}
+
+    def fit(*given: Any, **arguments: Any) -> Detector:
+        detector = blemish.fit(*given, **arguments)
+        if "second" in detector.manifest:
+            assert detector.manifest["second"]["weights"].keys() == known.keys()
+            detector.manifest["second"]["weights"] = known
+        return detector
+
+    monkeypatch.setattr(benchmark, "fit", fit)
+    two = a_run(mvtec, settings={**TINY, "second": "test_resnet"})
+    plain, joined = (measure(one, **HERE) for one in (a_run(mvtec), two))
+    assert (plain["second_weights"], joined["second_weights"]) == (None, known)
+    assert plain["weights"] == joined["weights"]
+    other = {**joined, "second_weights": {**known, "sha256": "0" * 64}}
+    assert likeness(joined) != likeness(cast(Row, other))
+    earlier = {key: value for key, value in plain.items() if key != "second_weights"}
+    assert likeness(cast(Row, earlier)) == likeness(plain)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (earlier, joined)))
+    assert [row.get("second_weights") for row in read_rows(file)] == [None, known]
 
 
 def test_a_trained_method_says_its_schedule(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,8 @@ def test_labelled_defects_choose_and_some_are_held_out(
     # Four are too few to choose by.
     assert document["by"] == "generated defects"
     assert "4 labelled defects could choose" in said
+    assert "defects took part in the choice" not in said
+    assert "3 others took no part in the choice, nor did " in said
     assert all(one["labelled"] and one["checking"] for one in document["candidates"])
     assert "took no part in the choice" in said
     order = next(one["order"] for one in here if one["work"] == "measure")

@@ -117,7 +117,7 @@ def test_fit_of_the_published_method(
     assert "by step 10" in shown
     assert not (tmp_path / "a.training").exists()
     budget = refused("fit lda", good_folder, "-o", tmp_path / "b", FIT, "--time-budget 1")
-    assert "time_budget: lda is not trained step by step" in budget
+    assert "--time-budget: lda is not trained step by step" in budget
 
 
 def test_fit_of_few_shots(
@@ -180,7 +180,7 @@ def test_calibrate(
     calibrate = ("calibrate", part, more, "-o", artifact, "--false-alarm-rate")
     status, out, _ = run(*calibrate, "0.1")
     assert status == BROKEN_PICTURES
-    assert "20 used; 1 left out, the artifact was fitted on them; 1 broken" in out
+    assert "20 used; 1 left out, the artifact was fitted on it; 1 broken" in out
     assert "at most 10 % of new normal pictures are above it, on average" in out
     threshold = read(artifact)[1]["threshold"]
     assert (threshold["n"], threshold["rate"]) == (20, 0.1)
@@ -250,9 +250,9 @@ def test_refine(run: Run, teachable: Path, good_folder: Path, mvtec: Path, tmp_p
     for said in (
         "Added: 4 good pictures, 7 defects, 20 known already; 0 broken",
         f"Threshold: {change.before:.4g} before, {change.after:.4g} now",
-        f"Of the 20 good pictures it knew, {change.alarms_before} were above the threshold before",
-        f"and {change.alarms_after} are now; their scores changed by {change.mean_change:+.4g} on",
-        f"Of the added defects {change.found_before} were found before, {change.found_after} are",
+        f"Above the threshold of 20 good pictures it knew: {change.alarms_before} before, "
+        f"{change.alarms_after} now; scores changed by {change.mean_change:+.4g} on average",
+        f"Found of the added defects: {change.found_before} before, {change.found_after} now",
         f"Written: {new}",
     ):
         assert said in out

@@ -162,7 +162,7 @@ def test_a_single_defect_in_any_form(folder: Path, picture: Part) -> None:
         found = labelled_defects(given)
         assert [sample.label for sample in found.samples] == [ANOMALOUS]
         assert len(found.sources) == 1
-        assert found.note == "1 pictures given one by one"
+        assert found.note == "1 picture given one by one"
     alone = Sample(path=folder / "3.png", label=None, boxes=((0.0, 0.0, 0.5, 0.5),))
     for one in (alone, [alone]):
         found = labelled_defects(one)

@@ -436,7 +436,7 @@ def test_it_cannot_be_refined() -> None:
         ({"overlap": 0.5}, "overlap: is that of tiles"),
         ({"tile": "large"}, "a number of pixels or 'auto'"),
         ({"tile": 64, "image_size": (64, 32)}, "tiles are squares"),
-        ({"tile": 64, "resize": "pad"}, "leave resize pad out"),
+        ({"tile": 64, "resize": "pad"}, "leave `resize` pad out"),
         ({"tile": 64, "foreground": "auto"}, "foreground: is told in whole pictures"),
     ],
 )

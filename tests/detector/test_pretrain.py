@@ -223,7 +223,7 @@ def test_the_log_and_its_figure(
     log = tmp_path / "new" / "encoder.log.jsonl"
     (tmp_path / "broken.png").touch()
     options = {**TINY, "image_size": 64, "min_steps": 20}
-    with health.illustrated(log):
+    with health.illustrated(log, note=pytest.fail):
         encoder = blemish.pretrain([tmp_path / "broken.png", *parts], log=log, **options)
     lines = rows(log)
     steps = [row for row in lines if "loss" in row]
@@ -470,7 +470,7 @@ def test_a_collapse_in_the_first_step_has_no_figure(
 ) -> None:
     collapse_at(1, monkeypatch)
     log = tmp_path / "x.log.jsonl"
-    with pytest.raises(CollapseError) as caught, health.illustrated(log):
+    with pytest.raises(CollapseError) as caught, health.illustrated(log, note=pytest.fail):
         blemish.pretrain(parts, log=log, **TINY)
     assert "x.health.png" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

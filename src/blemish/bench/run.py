@@ -332,6 +332,7 @@ def _of_detector(detector: Detector) -> dict[str, Any]:
         "backbone": manifest["config"]["backbone"],
         # Those of before a pre-training: each seed makes others of them.
         "weights": (pretraining or manifest["backbone"])["weights"],
+        "second_weights": (manifest.get("second") or {}).get("weights"),
         "resolution": (detector.preprocessing.height, detector.preprocessing.width),
         "schedule": "; ".join(
             f"{name}{made['epochs']:.4g} epochs, {made['steps']:,} steps "

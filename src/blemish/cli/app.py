@@ -34,6 +34,7 @@ from blemish.cli import (
     serve,
     watch,
 )
+from blemish.cli.guarding import guarded
 from blemish.cli.status import BY_SIGNAL, CLOSED_PIPE, ERROR, EXIT_STATUS
 from blemish.errors import BlemishError, ConfigError, OutputError
 from blemish.extras import missing
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # what stands in for a stream in a test or a notebook
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    with interrupts.heard():
+    with interrupts.heard(aloud=True):
         try:
             with warnings.catch_warnings():
                 if not _debugging():
@@ -102,9 +103,9 @@ def command_tree() -> Any:
         *(calibrate.calibrate, refine.refine, look.simulate, compare.compare),
     )
     for command in working:
-        app.command(epilog=EXIT_STATUS)(command)
+        app.command(epilog=EXIT_STATUS)(guarded(command))
     for command in (look.inspect, look.backbones, look.methods, doctor.doctor):
-        app.command()(command)
+        app.command()(guarded(command))
     app.add_typer(data.app, name="data")
     app.add_typer(bench.app, name="bench")
     return typer.main.get_command(app)

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from blemish import interrupts
 from blemish.cli import console, options
+from blemish.cli.guarding import guarded
 from blemish.cli.options import (
     AnomalyCount,
     AnomalyType,
@@ -28,8 +29,9 @@ from blemish.cli.options import (
 from blemish.cli.status import BY_SIGNAL, ERROR, EXIT_STATUS, WELL
 from blemish.errors import ConfigError, unknown_name
 from blemish.extras import require
+from blemish.files import check_writable, or_elsewhere, write_whole
 from blemish.machine import MOST_THREADS
-from blemish.text import duration
+from blemish.text import duration, pluralize
 
 if TYPE_CHECKING:
     from blemish.bench.plan import Run
@@ -277,6 +279,10 @@ def _measure(
     def progress(stage: str, done: int, total: int) -> None:
         console.complain(f"{done} of {total}: {stage}")
 
+    check_writable(results)
+    on = {name: how[name] for name in ("device", "precision")}
+    there = f"{len(runs) - len(benchmark.missing(runs, results, **on))} of {len(runs)}"
+    console.complain(f"runs that {results} holds already: {there}")
     try:
         rows = benchmark.run(runs, results, progress=progress, **how)
     except KeyboardInterrupt as error:
@@ -315,7 +321,11 @@ def _estimate(
     told = f"about {duration(seconds)}; rough"
     if unknown:
         told += f", without {unknown} of them"
-    human = [*map(str, found), *notes, f"{len(left)} runs to make, {made} made already: {told}"]
+    human = [
+        *map(str, found),
+        *notes,
+        f"{pluralize(len(left), 'run')} to make, {made} made already: {told}",
+    ]
     console.answer(document, human, as_json=as_json)
     return WELL
 
@@ -365,7 +375,6 @@ def bench_table(
     """Show results as Markdown or HTML tables."""
     require("torch", "timm", purpose="read what was measured")
     from blemish.bench import results
-    from blemish.files import write_whole
 
     chosen = _suite(suite, only)
     rows = [row for file in files for row in results.read_rows(file)]
@@ -378,7 +387,8 @@ def bench_table(
         title = chosen.title if chosen else "Results of blemish bench"
         as_html = output.suffix.lower() in {".html", ".htm"}
         written = results.html(page, title=title) if as_html else text
-        write_whole(output, written.encode("utf-8", "backslashreplace"))
+        content = written.encode("utf-8", "backslashreplace")
+        or_elsewhere(output, lambda path: write_whole(path, content), f"move it to {output}")
     console.answer(rows, [f"Written: {output}" if output else text], as_json=json)
     return WELL
 
@@ -429,5 +439,5 @@ app = Typer(
     rich_markup_mode=None,
 )
 
-app.callback(invoke_without_command=True, epilog=EXIT_STATUS)(bench)
-app.command("table")(bench_table)
+app.callback(invoke_without_command=True, epilog=EXIT_STATUS)(guarded(bench))
+app.command("table")(guarded(bench_table))

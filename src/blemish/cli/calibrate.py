@@ -13,7 +13,8 @@ from blemish.cli.options import Artifact, Device, Json, Precision, Rate, Scales,
 from blemish.cli.parts import GroupGoodBy
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
-from blemish.files import check_writable
+from blemish.files import check_writable, or_elsewhere
+from blemish.text import pluralize
 from blemish.types import Failure
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def calibrate(
     detector, counts, human = _from_pictures(
         detector, good, false_alarm_rate, smallest_region, group_by, anomalies, miss_rate
     )
-    detector.save(output)
+    or_elsewhere(output, detector.save, f"move it to {output}")
     human += [*words.threshold_lines(detector.manifest), f"Written: {output}"]
     document = {"artifact": str(output), **words.thresholds_of(detector.manifest), **counts}
     console.answer(document, human, as_json=json)
@@ -149,7 +150,8 @@ def _from_pictures(
             )
         used = detector.manifest["threshold"]["n"]
         counts |= {"defects": used, "defects_left_out": left_out}
-        learned = f"; {left_out} left out, it has learned from them" if left_out else ""
+        them = "it" if left_out == 1 else "them"
+        learned = f"; {left_out} left out, it has learned from {them}" if left_out else ""
         human += [f"Defects: {used} used{learned}; {len(more)} broken"]
         human += words.broken([failure.to_dict() for failure in more])
         failures = [*failures, *more]
@@ -162,7 +164,8 @@ def _calibration_lines(
     used: int, *, left_out: int, copies: int, failures: Sequence[Mapping[str, Any]]
 ) -> Iterable[str]:
     """Which pictures a threshold comes from."""
-    known = f"{left_out} left out, the artifact was fitted on them; " if left_out else ""
-    twice = f"{copies} {'copy' if copies == 1 else 'copies'} of these; " if copies else ""
+    them = "it" if left_out == 1 else "them"
+    known = f"{left_out} left out, the artifact was fitted on {them}; " if left_out else ""
+    twice = f"{pluralize(copies, 'copy', 'copies')} of these; " if copies else ""
     yield f"Pictures: {used} used; {known}{twice}{len(failures)} broken"
     yield from words.broken(failures)

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from blemish.cli import console, options, words
 from blemish.cli.options import Device, Json, Precision, Seed, Settings, Weights
 from blemish.cli.status import BROKEN_PICTURES, ERROR, WELL
+from blemish.cli.writing import Writing
 from blemish.config import Range, assigned, height_width
 from blemish.errors import ConfigError
 from blemish.extras import require
@@ -155,12 +156,14 @@ def compare(
     more = [] if weights is None else ["--weights", str(weights)]
     more += [] if false_alarm_rate is None else ["--false-alarm-rate", f"{false_alarm_rate:g}"]
     found = found_of.findings(compared, [str(path) for path in good], more, seed=first)
-    places = reporting.write(output, compared, found)
+    written, places = Writing(), dict[str, Path]()
+    with written.tried("what was measured is kept: the same command writes it once there is room"):
+        places = reporting.write(output, compared, found)
     document = {**found_of.document(compared, found), **{k: str(v) for k, v in places.items()}}
-    console.answer(document, _lines(compared, found, document, places), as_json=json)
-    if not found.standings:
-        return ERROR
-    return BROKEN_PICTURES if document["failures"] else WELL
+    status = BROKEN_PICTURES if document["failures"] else WELL
+    status = status if found.standings else ERROR
+    human = _lines(compared, found, document, places)
+    return written.answer(document, human, as_json=json, status=status)
 
 
 def _methods(text: str) -> list[str]:

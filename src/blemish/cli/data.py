@@ -10,8 +10,10 @@ from typer import Argument, Option, Typer
 
 from blemish.cli import console, words
 from blemish.cli.console import facts
+from blemish.cli.guarding import guarded
 from blemish.cli.options import Json
 from blemish.cli.status import BROKEN_PICTURES, EXIT_STATUS, WELL
+from blemish.text import pluralize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -162,7 +164,8 @@ def synthetic(
         )
     told = ", ".join(f"{number} {kind}" for kind, number in made.defects.items())
     lines = [
-        f"{made.train} good pictures to learn from; to test on {made.good} good, {told}",
+        f"{pluralize(made.train, 'good picture')} to learn from; to test on {made.good} good, "
+        f"{told}",
         f"Written: {made.folder}",
     ]
     console.answer(made.to_dict(), lines, as_json=json)
@@ -170,7 +173,7 @@ def synthetic(
 
 
 app = Typer(help="Look at data sets, write the demo's table, or draw one.", rich_markup_mode=None)
-app.command("check", epilog=EXIT_STATUS)(check)
-app.command("layouts")(layouts)
-app.command("elpv")(elpv)
-app.command("synthetic")(synthetic)
+app.command("check", epilog=EXIT_STATUS)(guarded(check))
+app.command("layouts")(guarded(layouts))
+app.command("elpv")(guarded(elpv))
+app.command("synthetic")(guarded(synthetic))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,10 @@ from typer import Argument, Option
 from blemish.cli import console, options, words
 from blemish.cli.options import Json
 from blemish.cli.status import BROKEN_PICTURES, WELL
+from blemish.cli.writing import Writing
 from blemish.errors import ConfigError
 from blemish.extras import require
+from blemish.text import pluralize
 
 if TYPE_CHECKING:
     from blemish.export.exporting import Made
@@ -120,11 +123,12 @@ def export(
             false_alarm_rate=false_alarm_rate,
             progress=progress,
         )
-        if web is not None:
-            write_page(web, made.path.read_bytes(), made.detector.record.to_dict())
+        model, record, written = made.path.read_bytes(), made.detector.record.to_dict(), Writing()
+        page = partial(write_page, model=model, manifest=record)
+        web = written.kept(web, page, folder=True)
         document, lines = _document(made, output, web), _lines(made, output, web)
-    console.answer(document, lines, as_json=json)
-    return BROKEN_PICTURES if made.failures else WELL
+    status = BROKEN_PICTURES if made.failures else WELL
+    return written.answer(document, lines, as_json=json, status=status)
 
 
 def _document(made: Made, output: Path | None, web: Path | None) -> dict[str, object]:
@@ -144,7 +148,9 @@ def _lines(made: Made, output: Path | None, web: Path | None) -> list[str]:
     if made.recalibrated:
         lines += words.threshold_lines(made.detector.manifest)
         if made.left_out:
-            lines.append(f"Left out: {made.left_out} pictures that it has learned from.")
+            lines.append(
+                f"Left out: {pluralize(made.left_out, 'picture')} that it has learned from."
+            )
     else:
         lines.append("Thresholds: those of the artifact.")
     lines += [f"Not read: {one.source}: {one.reason}" for one in made.failures]

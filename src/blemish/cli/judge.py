@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from blemish.cli.console import table
 from blemish.cli.options import Adapt, Artifact, Device, Json, OverlaySize, Precision, Scales
 from blemish.cli.parts import GroupBy
 from blemish.cli.status import BROKEN_PICTURES, WELL
+from blemish.cli.writing import Writing
 from blemish.errors import ConfigError, OutputError
 from blemish.extras import require
 from blemish.files import check_writable, locked
@@ -91,13 +93,19 @@ def evaluate(
         with console.progress() as progress:
             how = {"resolution": side, "adapt": adapt, "group_by": group_by, "progress": progress}
             result = measure(detector, data, on_prediction=mistakes.add, **how)
-        if output:
-            outputs.write_evaluation(output, result, mistakes, detector, side=drawn)
-    warning = words.category_warning(result.rows, detector.categories)
-    if report:
-        _report(report, artifact, detector, result, mistakes, warning)
-    places = words.places(output=output, report=report)
-    return _tell_evaluation(artifact, data, result, places, json, warning)
+        warning = words.category_warning(result.rows, detector.categories)
+        write = partial(
+            outputs.write_evaluation,
+            evaluation=result,
+            mistakes=mistakes,
+            detector=detector,
+            side=drawn,
+        )
+        written = Writing()
+        output = written.kept(output, write, folder=True)
+    tell = partial(_report, artifact, detector, result, mistakes, warning)
+    places = words.places(output=output, report=written.kept(report, tell))
+    return _tell_evaluation(artifact, data, result, places, json, warning, written=written)
 
 
 def _on_ray(asked: Asked, given: Mapping[str, Any]) -> int:
@@ -114,12 +122,12 @@ def _on_ray(asked: Asked, given: Mapping[str, Any]) -> int:
 
 
 def _report(
-    path: Path,
     artifact: Path,
     detector: Detector,
     result: Evaluation,
     mistakes: Mistakes,
     warning: str,
+    path: Path,
 ) -> None:
     from blemish.report.html import write_report
 
@@ -142,20 +150,24 @@ def _tell_evaluation(
     places: Mapping[str, str | None],
     as_json: bool,
     warning: str = "",
+    *,
+    written: Writing | None = None,
 ) -> int:
     """Answer with what was measured; gives the exit status."""
     said = {"artifact": str(artifact), "data": str(data), **places, "warning": warning}
     human = [*evaluate_lines(result), *words.written(places)]
-    console.answer({**said, **result.to_dict()}, human, as_json=as_json)
     if warning:
         console.complain(f"blemish: warning: {warning}")
-    return BROKEN_PICTURES if result.failures or result.mask_faults else WELL
+    status = BROKEN_PICTURES if result.failures or result.mask_faults else WELL
+    document = {**said, **result.to_dict()}
+    return (written or Writing()).answer(document, human, as_json=as_json, status=status)
 
 
 def _side(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= options.LARGEST_SIDE:
         raise ConfigError(
-            f"--resolution {text}: a side in pixels (256), or the word original, is needed"
+            f"--resolution {text}: a side of 1 to {options.LARGEST_SIDE} pixels (256), or the word "
+            "original, is needed"
         )
     return int(text)
 
@@ -163,11 +175,12 @@ def _side(text: str) -> int:
 def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
     """Metrics in per cent, of each kind of defect, category and group too, and the verdicts."""
     counts = result.counts
-    yield f"{counts['pictures']} pictures: {counts['normal']} good, {counts['anomalous']} defective"
+    number = pluralize(counts["pictures"], "picture")
+    yield f"{number}: {counts['normal']} good, {counts['anomalous']} defective"
     if result.left_out:
         yield (
             f"{len(result.left_out)} left out of every figure: the artifact was fitted or "
-            "calibrated on them"
+            f"calibrated on {'it' if len(result.left_out) == 1 else 'them'}"
         )
     if counts["without_mask"]:
         yield (
@@ -216,14 +229,16 @@ def evaluate_lines(result: Evaluation) -> Iterable[str | Table]:
 
 def _region_lines(of: Mapping[str, Any]) -> Iterable[str]:
     """What the regions are worth, at the stored threshold of the regions."""
-    normal = f"{of['normal_with_region']} of {of['normal']} good pictures show a region"
+    shown, good = of["normal_with_region"], pluralize(of["normal"], "good picture")
+    normal = f"{shown} of {good} {'shows' if shown == 1 else 'show'} a region"
     if not of["defects"]:
         yield f"Regions: {normal}"
         return
     f1, iou = (words.percent(of[name]) for name in ("f1", "iou"))
     yield (
-        f"Regions: {of['found']} of {of['defects']} defects found, {of['false_per_picture']:.2f} "
-        f"false regions a picture; {normal}; pixel F1 {f1} %, IoU {iou} %"
+        f"Regions: {of['found']} of {pluralize(of['defects'], 'defect')} found, "
+        f"{of['false_per_picture']:.2f} false regions a picture; {normal}; pixel F1 {f1} %, "
+        f"IoU {iou} %"
     )
     at = [f"{words.percent(share)} % at {most}" for most, share in of["recall_at"].items()]
     yield f"Defects found at other levels, by false regions a picture: {', '.join(at)}"
@@ -234,10 +249,13 @@ def _part_lines(of: Mapping[str, Any]) -> Iterable[str]:
     some = []
     if of["defective"]:
         recall = words.percent(of["recall"])
-        some.append(f"{of['found']} of {of['defective']} defective ones found ({recall} %)")
+        some.append(
+            f"{of['found']} of {pluralize(of['defective'], 'defective one')} found ({recall} %)"
+        )
     if of["good"]:
         share = words.percent(of["false_alarm_rate"])
-        some.append(f"{of['false_alarms']} of {of['good']} good ones false alarms ({share} %)")
+        good = pluralize(of["good"], "good one")
+        some.append(f"{pluralize(of['false_alarms'], 'false alarm')} of {good} ({share} %)")
     at = "" if of["rate"] is None or not some else f", at a rate of {100 * of['rate']:.4g} %"
     counts = {
         "without a verdict": of["without_verdict"],

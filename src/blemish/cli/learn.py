@@ -39,6 +39,7 @@ from blemish.cli.options import (
     Window,
 )
 from blemish.cli.status import BROKEN_PICTURES, WELL
+from blemish.cli.writing import Writing
 from blemish.errors import CollapseError, OutputError
 from blemish.extras import require
 from blemish.files import check_writable, locked, or_elsewhere
@@ -165,11 +166,15 @@ def fit(
     chosen, learn, kept = _to_learn(dict(locals()))
     log = _log(output) if chosen.logs_pretraining else None
     sheet = _to_draw(_sheet(output)) if foreground == "auto" else None
-    detector = _learned(output, partial(learn, log=log), log=log, checkpoints=kept)
+    learn = partial(learn, log=log)
+    detector = _learned(output, learn, log=log, checkpoints=kept, resume=resume)
     if detector is None:
         return WELL
-    sheet = _drawn(sheet, output, detector, good)
-    return _tell_fit(output, detector.manifest, log, sheet, as_json=json)
+    written = Writing()
+    with written.tried(f"{output} is whole, and the picture alone is missing"):
+        sheet, wanted = None, sheet
+        sheet = _drawn(wanted, output, detector, good)
+    return _tell_fit(output, detector.manifest, log, sheet, written, as_json=json)
 
 
 def _to_learn(given: dict[str, Any]) -> tuple[Any, Callable[..., Detector], Sequence[Path]]:
@@ -205,6 +210,7 @@ def _tell_fit(
     manifest: Mapping[str, Any],
     log: Path | None,
     sheet: Path | None,
+    written: Writing,
     *,
     as_json: bool,
 ) -> int:
@@ -229,10 +235,10 @@ def _tell_fit(
         "in_parts": manifest.get("in_parts"),
         **{key: data[key] for key in (*told_of_data, "failures", "notes")},
     }
-    written = f"Written: {output} in {manifest['seconds']:.1f} s"
-    human = [*fit_lines(manifest), *words.written(places), written]
-    console.answer(document, human, as_json=as_json)
-    return BROKEN_PICTURES if data["failures"] else WELL
+    last = f"Written: {output} in {manifest['seconds']:.1f} s"
+    human = [*fit_lines(manifest), *words.written(places), last]
+    status = BROKEN_PICTURES if data["failures"] else WELL
+    return written.answer(document, human, as_json=as_json, status=status)
 
 
 def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
@@ -324,7 +330,7 @@ def pretrain(
     checkpoint, log = _checkpoint(output), _log(output)
     request = {**options.taken_by(pretraining.pretrain, locals()), **to_dict(chosen)}
     learn = partial(pretraining.pretrain, **request)
-    encoder = _learned(output, learn, log=log, checkpoints=[checkpoint])
+    encoder = _learned(output, learn, log=log, checkpoints=[checkpoint], resume=resume)
     return WELL if encoder is None else _tell_pretrain(output, encoder.manifest, log, as_json=json)
 
 
@@ -390,7 +396,7 @@ def _drawn(
 
     made = None if sheet is None else draw_foreground(detector, good, sheet)
     if made is None and (stays := remove_sheet(_sheet(output))):
-        console.complain(f"blemish: notice: {stays}")
+        _note(stays)
     return made
 
 
@@ -408,7 +414,12 @@ def _beside(log: Path | None) -> dict[str, str | None]:
 
 
 def _learned(
-    output: Path, learn: Callable[..., Any], *, log: Path | None, checkpoints: Sequence[Path]
+    output: Path,
+    learn: Callable[..., Any],
+    *,
+    log: Path | None,
+    checkpoints: Sequence[Path],
+    resume: bool,
 ) -> Any:
     """What `learn` gives, saved as `output`, which no other process may write at the same time.
 
@@ -425,11 +436,13 @@ def _learned(
     for path in (output, *((log, health.figure_of(log)) if log else ())):
         check_writable(path, picture=path not in (output, log))
     first = rank() == 0
+    if first and resume and checkpoints and not any(each.exists() for each in checkpoints):
+        _note(f"nothing to resume: {checkpoints[0]} is not there; it begins anew")
     with locked(output) if first else nullcontext():
         try:
             with (
                 console.progress() if first else nullcontext(silent) as progress,
-                health.illustrated(log if first else None),
+                health.illustrated(log if first else None, note=_note),
             ):
                 learned = learn(progress=progress)
                 if first:
@@ -439,6 +452,11 @@ def _learned(
                 return None  # all see it at once, and the first explains it
             _forget(checkpoints)  # what goes on from them collapses again
             raise
+        except OutputError as error:  # of the log, or of a checkpoint: the one before is whole
+            what = "the same command with --resume goes on from here"
+            if "--resume" in str(error) or not any(one.exists() for one in checkpoints):
+                raise
+            raise OutputError(f"{error}; or, once there is room, {what}") from error
         except KeyboardInterrupt as error:
             if not any(checkpoint.exists() for checkpoint in checkpoints):
                 raise
@@ -447,6 +465,10 @@ def _learned(
         if first:
             _forget(checkpoints)
     return learned if first else None
+
+
+def _note(sentence: str) -> None:
+    console.complain(f"blemish: notice: {sentence}")
 
 
 def _save(learned: Any, output: Path, checkpoints: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from blemish.cli.options import Artifact, Device, ImageSize, Json, Precision, We
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.errors import ConfigError
 from blemish.extras import require
-from blemish.text import printable
+from blemish.text import pluralize, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,7 +93,8 @@ def simulate_lines(made: Simulation) -> Iterable[str]:
     """What `blemish simulate` has made."""
     sheets = [str(file) for file in made.files if file.name.startswith("contact-sheet")]
     pictures = (len(made.files) - len(sheets)) // 2
-    yield f"{pictures} pictures with an anomaly by {made.simulator}, {len(made.failures)} broken"
+    number = pluralize(pictures, "picture")
+    yield f"{number} with an anomaly by {made.simulator}, {len(made.failures)} broken"
     yield from words.broken([failure.to_dict() for failure in made.failures])
     if made.entropy is not None:
         yield (
@@ -191,7 +192,7 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
     for line in words.alike(data):
         yield "", line
     yield "recognised", data["layout"]
-    yield "broken", f"{len(data['failures'])} pictures left out"
+    yield "broken", f"{pluralize(len(data['failures']), 'picture')} left out"
     yield from _origin_facts(values)
 
 

@@ -74,6 +74,15 @@ class Told:
     at_fault: bool = False
     worst_first: Sequence[Mapping[str, Any]] = ()
 
+    def write(self, folder: Path | None) -> None:
+        """The verdicts as parts.jsonl, where there is a folder and were parts.
+
+        Raises: OutputError.
+        """
+        if folder is not None and "parts" in self.document:
+            lines = (json.dumps(row, allow_nan=False).encode() for row in self.document["parts"])
+            write_whole(folder / "parts.jsonl", b"".join(line + b"\n" for line in lines))
+
 
 def check(group_by: str | None, pictures: Iterable[Path]) -> Grouping | None:
     """How parts are told, read before any work. Raises: as `detector.parts.judge`."""
@@ -87,10 +96,9 @@ def check(group_by: str | None, pictures: Iterable[Path]) -> Grouping | None:
 def told(
     group_by: Grouping | None, journal: Journal, detector: Detector, pictures: Iterable[Path]
 ) -> Told:
-    """The verdicts on parts, in parts.jsonl of the journal's folder, if there is one.
+    """The verdicts on parts.
 
     Args: pictures: all that were asked for: those not scored yet are views that are missing.
-    Raises: OutputError.
     """
     if group_by is None:
         return Told({}, ())
@@ -102,9 +110,6 @@ def told(
     missing = [Failure(source=str(one), reason="not scored yet") for one in waiting]
     verdicts = judge(detector, [*journal.rows, *(one.to_dict() for one in missing)], group_by)
     rows = [one.to_dict() for one in verdicts.parts]
-    if journal.folder:
-        lines = (json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
-        write_whole(journal.folder / "parts.jsonl", b"".join(lines))
     document = {"parts": rows, "ungrouped": list(verdicts.ungrouped)}
     human = tuple(part_lines(verdicts, detector, group_by))
     worst_first = [one.to_dict() for one in verdicts.worst_first]
@@ -143,7 +148,8 @@ def part_lines(verdicts: Verdicts, detector: Detector, group_by: Grouping) -> It
     alarms, normal, none = (labels.count(each) for each in (ANOMALOUS, NORMAL, None))
     without = f"; {none} without a verdict" if none else ""
     at = f" {' and '.join(rules)}" if rules else ""
-    yield f"{pluralize(len(parts), 'part')}: {alarms} alarms, {normal} normal{at}{without}"
+    judged = f"{pluralize(alarms, 'alarm')}, {normal} normal{at}{without}"
+    yield f"{pluralize(len(parts), 'part')}: {judged}"
 
 
 def _reasons(sentences: Sequence[str], what: str) -> Iterator[str]:

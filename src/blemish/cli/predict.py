@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +28,10 @@ from blemish.cli.options import (
 )
 from blemish.cli.parts import GroupBy
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
-from blemish.errors import ConfigError, unknown_name
+from blemish.cli.writing import Writing
+from blemish.errors import ConfigError, OutputError, unknown_name
 from blemish.files import check_writable
+from blemish.text import pluralize
 from blemish.types import ANOMALOUS, NORMAL
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from blemish.report.predictions import Gallery
 
 _SHOWN_WHOLE, _SHOWN_OF_MANY = 50, 20
+_GO_ON = "the same command with --resume goes on from here"
 _VERDICTS = {NORMAL: "normal", ANOMALOUS: "alarm", None: "–"}
 
 AnyArtifact = Annotated[
@@ -175,11 +180,30 @@ def predict(
     check_regions(wanted, detector, artifact, category)
     ways, used = _ways(locals(), saved), detector.precision
     gallery = outputs.Gallery(outputs.EMBEDDED)
+    _say_anew(output if resume else None)
     with Journal(output, artifact=artifact, precision=used, ways=ways, resume=resume) as journal:
         how = {"category": category, "batch_size": batch_size, "adapt": adapt}
-        interrupted = _scored(journal, detector, found.pictures, gallery, kept, **how)
+        stopped = _scored(journal, detector, found.pictures, gallery, kept, **how)
+        return _tell(asked, journal, detector, gallery, stopped, _completed(journal, stopped))
+
+
+def _say_anew(folder: Path | None) -> None:
+    """Say it where nothing is in a folder that could be gone on from."""
+    from blemish.report.journal import holds_rows
+
+    if folder is not None and not holds_rows(folder):
+        console.complain(f"blemish: notice: nothing to resume: no rows in {folder}; it begins anew")
+
+
+def _completed(journal: Journal, stopped: BaseException | None) -> Writing:
+    """The table of all rows is written, unless a disk was full before; gives what could not be.
+    `stopped`: as `_scored` gives it."""
+    written = Writing()
+    with written.tried(f"once there is room, {_GO_ON}"):
+        if isinstance(stopped, OutputError | OSError):
+            raise stopped
         journal.write_table()
-    return _tell(asked, journal, detector, gallery, interrupted)
+    return written
 
 
 def _ways(given: Mapping[str, Any], saved: Sequence[str]) -> dict[str, str]:
@@ -275,8 +299,9 @@ def _scored(
     gallery: Gallery,
     kept: Mapping[str, Any],
     **how: Any,
-) -> KeyboardInterrupt | None:
-    """Score what the journal lacks, as `Detector.predict_many` does; gives what interrupted it.
+) -> KeyboardInterrupt | OutputError | OSError | None:
+    """Score what the journal lacks, as `Detector.predict_many` does; gives what ended it early: an
+    interrupt, or a row or file that could not be written.
 
     Args: kept: of each picture, as of `report.predictions.record`.
     """
@@ -300,7 +325,11 @@ def _scored(
             rows = record(journal, detector, islice(results, again, None), gallery, **kept)
             for scored, _ in enumerate(rows, start=1):
                 progress("scoring", scored, wanted)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, OutputError) as error:
+        return error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
         return error
     return None
 
@@ -310,13 +339,12 @@ def _tell(
     journal: Journal,
     detector: Detector,
     gallery: Gallery,
-    interrupted: KeyboardInterrupt | None,
+    stopped: BaseException | None,
+    written: Writing,
 ) -> int:
     """Write the report of predictions and their regions and answer with them; gives the exit
-    status."""
+    status. `stopped`: as `_scored` gives it."""
     from blemish.report.coco import write_coco
-    from blemish.report.html import write_report
-    from blemish.report.predictions import prediction_entries
 
     scored = journal.scored
     warning = words.category_warning(scored, detector.categories)
@@ -326,27 +354,22 @@ def _tell(
     limit, of_regions = detector.threshold_for(category), detector.region_threshold_for(category)
     threshold = None if limit is None else limit.to_dict()
     of_parts = parts.told(asked.group_by, journal, detector, asked.found.pictures)
-    if asked.report:
-        write_report(
-            asked.report,
-            title=f"{asked.artifact.stem}: predictions",
-            manifest={**detector.manifest, "threshold": threshold},
-            warning=warning,
-            entries=prediction_entries(journal, detector, gallery),
-            failures=journal.failures,
-            parts=of_parts.worst_first,
-            scale=detector.map_scale,
-        )
-    if asked.coco:
-        write_coco(asked.coco, journal.rows)
-    places = words.places(output=journal.folder, report=asked.report, coco=asked.coco)
+    with written.tried(f"once there is room, {_GO_ON}"):
+        of_parts.write(journal.folder)
+    how = {"warning": warning, "threshold": threshold, "parts": of_parts.worst_first}
+    report = partial(_report, asked, journal, detector, gallery, how)
+    places = words.places(
+        output=journal.folder,
+        report=written.kept(asked.report, report),
+        coco=written.kept(asked.coco, partial(write_coco, rows=journal.rows)),
+    )
     document = {
         "artifact": str(asked.artifact),
         **places,
         **{"category": asked.category, "warning": warning, "threshold": threshold},
         "region_threshold": None if of_regions is None else of_regions.to_dict(),
         **_counts(journal),
-        "interrupted": interrupted is not None,
+        "interrupted": stopped is not None,
         "left_out": list(asked.found.left_out),
         "predictions": journal.rows,
         **of_parts.document,
@@ -359,12 +382,37 @@ def _tell(
         *of_parts.human,
         *words.written(places),
     ]
-    console.answer(document, human, as_json=asked.as_json)
+    status = BROKEN_PICTURES if failures or of_parts.at_fault else WELL
+    status = written.answer(document, human, as_json=asked.as_json, status=status)
     if warning:
         console.complain(f"blemish: warning: {warning}; --category NAME says it")
-    if interrupted is None:
-        return BROKEN_PICTURES if failures or of_parts.at_fault else WELL
-    return _say_interrupted(interrupted, journal, len(asked.found.pictures))
+    if not isinstance(stopped, KeyboardInterrupt):
+        return status
+    return _say_interrupted(stopped, journal, len(asked.found.pictures))
+
+
+def _report(
+    asked: _Asked,
+    journal: Journal,
+    detector: Detector,
+    gallery: Gallery,
+    how: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Write the report. Args: how: its warning, threshold and parts. Raises: OutputError."""
+    from blemish.report.html import write_report
+    from blemish.report.predictions import prediction_entries
+
+    write_report(
+        path,
+        title=f"{asked.artifact.stem}: predictions",
+        manifest={**detector.manifest, "threshold": how["threshold"]},
+        warning=how["warning"],
+        entries=prediction_entries(journal, detector, gallery),
+        failures=journal.failures,
+        parts=how["parts"],
+        scale=detector.map_scale,
+    )
 
 
 def _counts(journal: Journal) -> dict[str, int]:
@@ -383,9 +431,8 @@ def _is_by_hand(limit: Threshold | None) -> bool:
 
 def _say_interrupted(error: KeyboardInterrupt, journal: Journal, pictures: int) -> int:
     """How to go on; gives the exit status."""
-    then = "the same command with --resume goes on from here"
-    then = then if journal.folder else "with --output DIR it could be resumed"
-    done = f"{len(journal.rows)} of {pictures} pictures"
+    then = _GO_ON if journal.folder else "with --output DIR it could be resumed"
+    done = f"{len(journal.rows)} of {pluralize(pictures, 'picture')}"
     console.complain(f"blemish: interrupted after {done}; {then}")
     return BY_SIGNAL + interrupts.number_of(error)
 
@@ -427,7 +474,8 @@ def predict_lines(
         by_hand = " set by hand" if limited_by_hand else ""
         normal = len(scored) - len(alarms)
         verdicts = (
-            f"{len(scored)} scored: {len(alarms)} alarms, {normal} normal at {limit}{by_hand}"
+            f"{len(scored)} scored: {pluralize(len(alarms), 'alarm')}, {normal} normal at "
+            f"{limit}{by_hand}"
         )
     yield verdicts + (f"; {len(failures)} could not be read" if failures else "")
 
@@ -441,9 +489,8 @@ def region_lines(scored: Sequence[Mapping[str, Any]], *, by_hand: bool = False) 
     pictures = sum(bool(row["regions"]) for row in searched)
     limits = {row["region_threshold"] for row in searched}
     limit = f"above {limits.pop():.6g}" if len(limits) == 1 else "by their categories' thresholds"
-    few = "region" if count == 1 else "regions"
     set_by = " set by hand" if by_hand else ""
     others = len(scored) - len(searched)
     more = f"; {others} more have no threshold of regions" if others else ""
-    where = f"in {pictures} of {len(searched)} picture{'' if len(searched) == 1 else 's'}"
-    yield f"{count} {few} of defects {where}, {limit}{set_by}{more}"
+    where = f"in {pictures} of {pluralize(len(searched), 'picture')}"
+    yield f"{pluralize(count, 'region')} of defects {where}, {limit}{set_by}{more}"

@@ -103,6 +103,10 @@ def predict(given: Mapping[str, Any]) -> int:
             progress=progress,
             **how,
         )
+    if given["resume"] and not done.earlier:
+        console.complain(
+            f"blemish: notice: nothing to resume: no rows were in {done.output}; it has begun anew"
+        )
     return _tell(done, str(given["artifact"]), as_json=given["json"])
 
 
@@ -123,8 +127,8 @@ def _tell(done: Done, artifact: str, *, as_json: bool) -> int:
         return BROKEN_PICTURES if done.failed or done.earlier_failed else WELL
     rows = done.earlier + done.scored + done.failed
     console.complain(
-        f"blemish: interrupted after {rows} of {done.pictures} pictures; the same command with "
-        "--resume goes on from here"
+        f"blemish: interrupted after {rows} of {pluralize(done.pictures, 'picture')}; the same "
+        "command with --resume goes on from here"
     )
     return BY_SIGNAL + interrupts.number_of(done.interrupted)
 
@@ -135,5 +139,5 @@ def _lines(done: Done) -> Iterable[str]:
         errors = f", {done.earlier_failed} of them with an error" if done.earlier_failed else ""
         yield f"{pluralize(done.earlier, 'picture')} had a row already{errors}"
     failed = f"; {done.failed} could not be read: their rows have an error" if done.failed else ""
-    yield f"{done.scored} scored: {done.alarms} alarms{failed}"
+    yield f"{done.scored} scored: {pluralize(done.alarms, 'alarm')}{failed}"
     yield f"rows: {done.output} ({pluralize(done.files, 'file')} of Parquet written)"

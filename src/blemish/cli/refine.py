@@ -12,7 +12,8 @@ from blemish.cli import console, words
 from blemish.cli.options import Artifact, Device, Json, Precision, Rate
 from blemish.cli.status import BROKEN_PICTURES, WELL
 from blemish.extras import require
-from blemish.files import check_writable, locked
+from blemish.files import check_writable, locked, or_elsewhere
+from blemish.text import pluralize
 
 if TYPE_CHECKING:
     from blemish.detector.refine import Refined
@@ -65,7 +66,7 @@ def refine(
                 false_alarm_rate=false_alarm_rate,
                 progress=progress,
             )
-        refined.detector.save(output)
+        or_elsewhere(output, refined.detector.save, f"move it to {output}")
     document = {
         "artifact": str(output),
         "threshold": refined.detector.manifest["threshold"],
@@ -81,7 +82,8 @@ def refine_lines(change: Refined) -> Iterable[str]:
 
     known = f", {change.known} known already" if change.known else ""
     yield (
-        f"Added: {change.good} good pictures, {change.defects} defects{known}; "
+        f"Added: {pluralize(change.good, 'good picture')}, "
+        f"{pluralize(change.defects, 'defect')}{known}; "
         f"{len(change.failures)} broken"
     )
     yield from words.broken([failure.to_dict() for failure in change.failures])
@@ -94,19 +96,19 @@ def refine_lines(change: Refined) -> Iterable[str]:
     yield f"Threshold: {before} before, {after} now{reason}"
     if change.alarms_before is not None and change.alarms_after is not None:
         yield (
-            f"Of the {change.calibrated} good pictures it knew, {change.alarms_before} were above "
-            f"the threshold before and {change.alarms_after} are now; their scores changed by "
+            f"Above the threshold of {pluralize(change.calibrated, 'good picture')} it knew: "
+            f"{change.alarms_before} before, {change.alarms_after} now; scores changed by "
             f"{change.mean_change:+.4g} on average"
         )
     if change.found_before is not None and change.found_after is not None and change.defects:
         yield (
-            f"Of the added defects {change.found_before} were found before, {change.found_after} "
-            "are now, learned"
+            f"Found of the added defects: {change.found_before} before, {change.found_after} now, "
+            "learned"
         )
     regions = change.detector.record.regions
     if regions is not None and regions.threshold is not None:
         told = regions.threshold
         value = "none" if told.value is None else f"{told.value:.4g}"
-        yield f"Regions: {value}, from {told.n} good pictures" + (
+        yield f"Regions: {value}, from {pluralize(told.n, 'good picture')}" + (
             f" ({told.reason})" if told.value is None else ""
         )

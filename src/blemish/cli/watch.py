@@ -13,6 +13,7 @@ from blemish.cli import console, options, words
 from blemish.cli.options import Device, Json, OverlaySize, Precision, Scales, SmallestRegion
 from blemish.cli.predict import ByHand, Category, RegionByHand, by_hand, check_regions, saved_by
 from blemish.cli.status import BROKEN_PICTURES, BY_SIGNAL, WELL
+from blemish.cli.writing import Writing
 from blemish.config import Range
 from blemish.errors import ConfigError, unknown_name
 
@@ -158,18 +159,20 @@ def watch(
     with (
         Ledger(output, artifact=artifact, precision=detector.precision, ways=ways) as ledger,
         console.progress() as progress,
-        interrupts.waiting() as came,
+        interrupts.waiting(words="stopping after the pictures at hand") as came,
     ):
         one = Watch(detector, ledger, came, sorter=sorter, margin=margin, progress=progress,
                     saved=saved, side=side, category=category,
                     batch_size=batch_size or coming.batch_size)  # fmt: skip
         progress(f"watching · {coming.name}", 0, 0)
-        if coming.arrivals is not None:
-            coming.arrivals.taken = ledger.taken
-            one.folder(coming.arrivals, once=once, interval=interval)
-        elif coming.stream is not None:
-            _look_at(one, coming.stream, every, patience)
-    return _tell(one.tally, ledger, artifact, coming, output, came.number, as_json=json)
+        written = Writing()
+        with written.tried("once there is room, the same command goes on from here"):
+            if coming.arrivals is not None:
+                coming.arrivals.taken = ledger.taken
+                one.folder(coming.arrivals, once=once, interval=interval)
+            elif coming.stream is not None:
+                _look_at(one, coming.stream, every, patience)
+    return _tell(one.tally, ledger, artifact, coming, written, came.number, as_json=json)
 
 
 def _look_at(one: Watch, stream: Stream, every: float, patience: float | None) -> None:
@@ -311,13 +314,13 @@ def _tell(
     ledger: Ledger,
     artifact: Path,
     coming: _Coming,
-    output: Path,
+    written: Writing,
     signal: int,
     *,
     as_json: bool,
 ) -> int:
     """Answer with what came; gives the exit status."""
-    places = words.places(output=output)
+    places = words.places(output=ledger.folder)
     document = {
         "artifact": str(artifact),
         "source": coming.name,
@@ -330,8 +333,10 @@ def _tell(
         "interrupted": bool(signal),
     }
     earlier = f"; {ledger.count} earlier" if ledger.count else ""
-    console.answer(document, [f"{tally}{earlier}", *words.written(places)], as_json=as_json)
+    human = [f"{tally}{earlier}", *words.written(places)]
+    status = BROKEN_PICTURES if tally.failed else WELL
+    status = written.answer(document, human, as_json=as_json, status=status)
     if signal:
         console.complain("blemish: interrupted; the same command goes on from here")
         return BY_SIGNAL + signal
-    return BROKEN_PICTURES if tally.failed else WELL
+    return status

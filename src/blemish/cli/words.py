@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blemish.text import pluralize, printable
+from blemish.text import counted, pluralize, printable
 
 _FAILURES_SHOWN, _NOTES_SHOWN = 10, 5
 AGREES = 0.9  # agreement of a student with its teacher (`methods.student`) below which it is told
@@ -95,8 +95,8 @@ def compression(told: Mapping[str, Any] | None) -> str:
     searched = "all" if whole else f"{told['dims']} of {told['width']}"
     return (
         f"{kept} in {told['stored']}, searched in {searched} dimensions; that moves scores of "
-        f"{told['pictures']} good pictures by {told['good']:.2g}, of generated defects by "
-        f"{told['defects']:.2g}, maps by {told['maps']:.2g} deviations of good scores "
+        f"{pluralize(told['pictures'], 'good picture')} by {told['good']:.2g}, of generated "
+        f"defects by {told['defects']:.2g}, maps by {told['maps']:.2g} deviations of good scores "
         f"({told['asked']:.2g} is allowed)"
     )
 
@@ -137,9 +137,9 @@ def student(manifest: Mapping[str, Any]) -> str:
     blocks = ", ".join(map(str, spec["blocks"]))
     return (
         f"blocks {blocks} of {spec['name']} ({made['weights']['source']}), taught by it in "
-        f"{made['training']['steps']:,} steps, {seconds:.0f} s; on good pictures that it has not "
-        f"learned it agrees with its teacher by {found['agreement']:.3f}, on synthetic anomalies "
-        f"in them by {found['agreement_on_anomalies']:.3f} (1 = the same)"
+        f"{counted(made['training']['steps'], 'step')}, {seconds:.0f} s; on good pictures that it "
+        f"has not learned it agrees with its teacher by {found['agreement']:.3f}, on synthetic "
+        f"anomalies in them by {found['agreement_on_anomalies']:.3f} (1 = the same)"
     )
 
 
@@ -168,7 +168,7 @@ def training(made: Mapping[str, Any]) -> list[str]:
     Args: made: as a manifest has it; see `training.records.Training`.
     """
     epochs = made["epochs"]
-    steps = "1 step" if made["steps"] == 1 else f"{made['steps']:,} steps"
+    steps = counted(made["steps"], "step")
     passes = "1 pass" if epochs == 1 else f"{epochs:.3g} passes"
     told = f"{steps}, {passes} over the pictures, loss {made['loss']:.4g}"
     if epochs >= 1:
@@ -256,12 +256,12 @@ def of_whole_parts(parts: Mapping[str, Any] | None) -> Iterable[str]:
     """Which parts of several views the threshold of a manifest's `parts` comes from."""
     if not parts:
         return
-    views = f"{parts['fewest']} to {parts['most']}"
-    views = f"{parts['most']}" if parts["fewest"] == parts["most"] else views
+    views = pluralize(parts["most"], "view")
+    views = views if parts["fewest"] == parts["most"] else f"{parts['fewest']} to {views}"
     left_out = f"; {parts['left_out']} not whole, left out" if parts["left_out"] else ""
     copies = f"; {parts['copies']} with the same pictures as another" if parts["copies"] else ""
     alone = f"; {pluralize(parts['ungrouped'], 'picture')} of no part" if parts["ungrouped"] else ""
-    yield f"Parts: {len(parts['scores'])} used, of {views} views{left_out}{copies}{alone}"
+    yield f"Parts: {len(parts['scores'])} used, of {views}{left_out}{copies}{alone}"
 
 
 def alike(data: Mapping[str, Any]) -> Iterable[str]:
@@ -280,7 +280,7 @@ def alike(data: Mapping[str, Any]) -> Iterable[str]:
 def shots(manifest: Mapping[str, Any]) -> str:
     """How many pictures were drawn to learn from, and by which seed."""
     each = " of each category" if manifest["categories"] else ""
-    number = "1 shot" if manifest["shots"] == 1 else f"{manifest['shots']} shots"
+    number = pluralize(manifest["shots"], "shot")
     return f"{number}{each} by seed {manifest['seed']}"
 
 
@@ -294,9 +294,10 @@ def proof(told: Mapping[str, Any]) -> str:
     """How far an exported graph was found to be from its detector."""
     try:
         ranks = told.get("rank_correlation")
+        seen = pluralize(told["pictures"], f"{told['of']} picture")
         return (
-            f"{told['pictures']} {told['of']} pictures in {told['engine']}: scores differ by at "
-            f"most {told['score']:.2g}, maps by {told['map']:.2g} deviations of good scores "
+            f"{seen} in {told['engine']}: scores differ by at most {told['score']:.2g}, "
+            f"maps by {told['map']:.2g} deviations of good scores "
             f"({told['limit']:.2g} and {told['map_limit']:.2g} are allowed)"
             + ("" if ranks is None else f"; rank correlation {ranks:.4f}")
         )

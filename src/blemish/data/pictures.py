@@ -163,7 +163,7 @@ def _gathered(given: Iterable[Any], read_path: Callable[[Path], Pictures]) -> Pi
 
 
 def _noted(found: Pictures) -> Pictures:
-    note = found.note or f"{len(found.sources)} pictures given one by one"
+    note = found.note or f"{pluralize(len(found.sources), 'picture')} given one by one"
     return replace(found, note=note)
 
 

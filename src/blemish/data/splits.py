@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from blemish.errors import ConfigError, DataError
+from blemish.text import pluralize
 
 T = TypeVar("T")
 _PATH: Callable[[Any], Path] = attrgetter("path")  # of a Sample
@@ -36,7 +37,7 @@ def hold_out(
     count = round(fraction * len(items))
     if items and count == len(items):
         raise DataError(
-            f"holding out {fraction} of {len(items)} pictures leaves none; "
+            f"holding out {fraction} of {pluralize(len(items), 'picture')} leaves none; "
             "add pictures or hold out less"
         )
     held, kept = _draw(items, count, seed, path)

@@ -30,6 +30,7 @@ from blemish.detector.thresholds import (
 )
 from blemish.errors import DataError
 from blemish.regions import region_level
+from blemish.text import pluralize
 from blemish.types import Failure, Progress, silent
 
 DEFAULT_RATE = 0.05
@@ -208,8 +209,9 @@ def _of_views(fields: dict[str, Any], parts: PartThresholds | None) -> dict[str,
     """The fields of `Calibration.fields`, which say of pictures that these are views of parts."""
     if parts is None:
         return fields
+    number = pluralize(len(parts.scores), "part")
     remark = (
-        f" The pictures are views of {len(parts.scores)} parts, not drawn each by itself: for "
+        f" The pictures are views of {number}, not drawn each by itself: for "
         "single pictures this holds nearly, the better the more parts there are."
     )
 

@@ -28,6 +28,7 @@ from blemish.detector.thresholds import (
     verdict,
 )
 from blemish.errors import DataError
+from blemish.text import there_are
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction
 
 if TYPE_CHECKING:
@@ -299,8 +300,8 @@ class _Limits:
         reason = (
             f"a rate of {100 * rate:.4g} % for a part of {views} views is "
             f"{100 * rate / views:.4g} % for each: that needs at least "
-            f"{pictures_needed(rate, views)} normal pictures to calibrate on, and there are "
-            f"{len(scores)}; or `blemish calibrate --group-by` with "
+            f"{pictures_needed(rate, views)} normal pictures to calibrate on, and "
+            f"{there_are(len(scores))}; or `blemish calibrate --group-by` with "
             f"{pictures_needed(rate)} good parts or more"
         )
         return _Limit(None, "none", reason)

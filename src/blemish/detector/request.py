@@ -272,15 +272,15 @@ class Request:
             raise unknown_name("foreground", str(self.foreground), FOREGROUNDS)
         if self.foreground != "none" and (self.tile is not None or self.resize != "stretch"):
             raise ConfigError(
-                "foreground: is told in whole pictures that fill the input; leave it out, or tile "
-                "and resize"
+                "foreground: is told in whole pictures that fill the input; leave it out, or "
+                "`tile` and `resize`"
             )
 
     def _check_tiles(self) -> None:
         """Raises: ConfigError for what cannot be, and for what tiles cannot have."""
         if self.tile is None:
             if self.overlap is not None:
-                raise ConfigError("overlap: is that of tiles; name tile, too")
+                raise ConfigError("overlap: is that of tiles; name `tile`, too")
             return
         if isinstance(self.tile, str) and self.tile != AUTO:
             raise ConfigError(f"tile: a number of pixels or {AUTO!r} is needed, got {self.tile!r}")
@@ -292,8 +292,8 @@ class Request:
             )
         if self.resize != "stretch":
             raise ConfigError(
-                f"tile: tiles keep the pictures' shape by themselves; leave resize {self.resize} "
-                "out, or tile"
+                f"tile: tiles keep the pictures' shape by themselves; leave `resize` "
+                f"{self.resize} out, or `tile`"
             )
 
     @property

@@ -33,6 +33,7 @@ from blemish import config
 from blemish.config import Count, Finite, Range
 from blemish.detector.beta import quantile
 from blemish.errors import CalibrationError, ConfigError, NonFiniteError, unknown_name
+from blemish.text import there_are
 from blemish.types import ANOMALOUS, NORMAL
 
 LARGEST = 3.4e38  # of a score, which is a float32
@@ -249,7 +250,7 @@ def calibrate(
     units = "parts" if of == "part" else "pictures"
     reason = (
         f"a false-alarm rate of {100 * rate:.4g} % needs at least {pictures_needed(rate)} normal "
-        f"{units} to calibrate on, and there are {n}" + (f"; {remark}" if remark else "")
+        f"{units} to calibrate on, and {there_are(n)}" + (f"; {remark}" if remark else "")
     )
     if required:
         lowest = -(-1000 // (n + 1)) / 10  # per cent, rounded up so that it is enough
@@ -277,7 +278,7 @@ def for_misses(scores: ArrayLike, rate: float) -> Threshold:
     if k < 1:
         raise CalibrationError(
             f"a miss rate of {100 * rate:.4g} % needs at least {pictures_needed(rate)} labelled "
-            f"defects that were not learned from, and there are {n}; add defects, or ask for more"
+            f"defects that were not learned from, and {there_are(n)}; add defects, or ask for more"
         )
     # Just below the k-th lowest: only a defect that scores less is missed.
     value = math.nextafter(float(np.partition(values, k - 1)[k - 1]), -math.inf)

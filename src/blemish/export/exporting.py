@@ -28,7 +28,7 @@ from blemish.export.graph import OPSET, Graph, to_onnx
 from blemish.export.proof import LIMITS, ROUNDED, Proof, compare
 from blemish.export.web import check_page
 from blemish.extras import require
-from blemish.files import check_writable
+from blemish.files import check_writable, or_elsewhere
 from blemish.types import Failure, Progress, silent
 
 InputKind = Literal["normalised", "pixels"]
@@ -115,7 +115,7 @@ def export(
         proven = replace(record, proof=proof.to_dict())
         exported = Detector(running, replace(told, export=proven))
         made = _calibrated(exported, good if anew else None, false_alarm_rate, progress)
-        made.detector.save(path)
+        or_elsewhere(path, made.detector.save, f"move all that is there beside {path}")
     return replace(made, path=path, proof=proof, detector=load(path))
 
 

@@ -67,6 +67,7 @@ from blemish.errors import ConfigError, NonFiniteError
 from blemish.monitoring import betting
 from blemish.monitoring.beta import quantile
 from blemish.monitoring.draws import uniform
+from blemish.text import counted
 
 Floats = NDArray[np.float64]
 TESTS = ("usual", "alarms", "steady")
@@ -351,7 +352,7 @@ class Monitor:
         )
         standing = self.alarms()
         if not standing:
-            return f"No change was noticed in {self.count:,} pictures. {place}"
+            return f"No change was noticed in {counted(self.count, 'picture')}. {place}"
         first = min(standing, key=lambda one: one.at)
         return (
             f"A change was noticed with picture {first.at:,} of {self.count:,} (the probability "

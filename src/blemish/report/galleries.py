@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ from blemish.detector.evaluate import known_pictures, labelled
 from blemish.detector.predict import Detector
 from blemish.engines.pytorch import TorchEngine
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
-from blemish.files import check_writable, write_whole
+from blemish.files import check_writable, or_elsewhere, write_whole
 from blemish.report import figures
 from blemish.report.charts import Spread
 from blemish.report.predictions import Gallery, View, file_name, safe_stem
+from blemish.text import pluralize
 from blemish.types import ANOMALOUS, NORMAL, Failure, Prediction, Progress, Sample, Scores, silent
 
 _FEWEST = 3  # pictures; t-SNE needs as many
@@ -131,8 +133,8 @@ def illustrate(
         several = one and len(categories) > 1
         if (gallery := cases.drawn(category, failures, several=several)) is not None:
             drawn[file] = gallery
-    for file, content in drawn.items():
-        write_whole(_file(folder, file), content, picture=True)
+    move = f"move what is there to {folder}"
+    or_elsewhere(Path(folder), partial(_write, drawn=drawn), move)
     labels = Counter(samples[index].label for index in shown)
     left_out = dict.fromkeys(source for each in seen.values() for source in each.left_out)
     return Illustration(
@@ -387,6 +389,18 @@ def _parts(
             yield own, part
 
 
+def _write(folder: Path, drawn: Mapping[str, bytes]) -> None:
+    """All of them or none, as a folder with some is refused. Raises: OutputError."""
+    written: list[Path] = []
+    try:
+        for name, content in drawn.items():
+            written.append(write_whole(_file(folder, name), content, picture=True))
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        raise
+
+
 def _names(name: str, categories: Sequence[str]) -> list[str]:
     """What the figures of each category are called; none where there is one category only."""
     if len(categories) < 2:
@@ -430,8 +444,8 @@ def _enough(dataset: Dataset, found: Collection[int]) -> list[int]:
     """In their order. Raises: DataError for too few."""
     if len(found) < _FEWEST:
         raise DataError(
-            f"{dataset.root}: {len(found)} pictures are left, the others known to the detector "
-            f"or unreadable; figures need {_FEWEST}"
+            f"{dataset.root}: {pluralize(len(found), 'picture is', 'pictures are')} left, the "
+            f"others known to the detector or unreadable; figures need {_FEWEST}"
         )
     return sorted(found)
 

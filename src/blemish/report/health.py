@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from blemish.errors import CollapseError, DataError, NonFiniteError
+from blemish.errors import CollapseError, DataError, NonFiniteError, OutputError
 from blemish.files import ROWS_BYTES, open_regular, write_whole
 from blemish.report.heatmap import Picture, attention_overlay
 
@@ -38,9 +38,10 @@ def figure_of(log: Path) -> Path:
 
 
 @contextmanager
-def illustrated(log: Path | None) -> Iterator[None]:
+def illustrated(log: Path | None, *, note: Callable[[str], None]) -> Iterator[None]:
     """Draw the figure of a pre-training's log when the block ends, or when its training fails.
 
+    Args: note: called with a sentence where the figure cannot be written: what was learned counts.
     Raises: what the block raises; where its training has failed with the figure's path added.
     """
     before = _stamp(log)
@@ -49,10 +50,20 @@ def illustrated(log: Path | None) -> Iterator[None]:
     except (CollapseError, NonFiniteError) as error:
         if log is None or _stamp(log) == before:  # it failed before the first step
             raise
-        draw(log)
+        if not _drawn(log, note):
+            raise
         raise type(error)(f"{error}\n  how it came about: {figure_of(log)}") from error
     if log is not None and log.exists():
+        _drawn(log, note)
+
+
+def _drawn(log: Path, note: Callable[[str], None]) -> bool:
+    try:
         draw(log)
+    except OutputError as error:
+        note(f"{error}; the figure is drawn from {log}, which is whole")
+        return False
+    return True
 
 
 def draw(log: Path) -> Path:

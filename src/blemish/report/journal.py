@@ -30,6 +30,7 @@ from blemish.files import (
     ARTIFACT_BYTES,
     DOCUMENT_BYTES,
     ROWS_BYTES,
+    append_whole,
     cannot_write,
     check_writable,
     end_last_row,
@@ -128,6 +129,11 @@ class _Scored:
     other: Mapping[str, Any] = field(default_factory=dict)
 
 
+def holds_rows(folder: Path) -> bool:
+    """Whether there are rows in a folder that can be gone on from."""
+    return (folder / _ROWS).exists()
+
+
 def row_of(result: Prediction | Failure) -> Row:
     """The row of a picture; each of its regions has its `runs` (as of `regions.Region`) as one text
     with blanks between the numbers, a thousand of which take little room."""
@@ -191,7 +197,7 @@ class Journal:
     ) -> None:
         self.folder = folder
         self.rows: list[Row] = []
-        self._file: io.BufferedWriter | None = None
+        self._file: io.RawIOBase | None = None
         self._open = ExitStack()
         if folder is None:
             return
@@ -213,7 +219,7 @@ class Journal:
             else:
                 write_whole(folder / _RUN, json.dumps(run, indent=2).encode())
             try:
-                self._file = started.enter_context(place.open("ab"))
+                self._file = started.enter_context(place.open("ab", buffering=0))
             except OSError as error:
                 raise cannot_write(place, error) from error
             self._open = started.pop_all()
@@ -259,8 +265,7 @@ class Journal:
         with interrupts.waiting() as came, came.whole():
             if self._file is not None and self.folder is not None:
                 try:
-                    self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-                    self._file.flush()
+                    append_whole(self._file, json.dumps(row, allow_nan=False).encode() + b"\n")
                 except OSError as error:
                     raise cannot_write(self.folder / _ROWS, error) from error
             self.keep(row)

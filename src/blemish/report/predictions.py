@@ -32,7 +32,7 @@ import numpy.typing as npt
 from blemish.data.ahead import map_ahead
 from blemish.data.folder import is_file
 from blemish.detector.predict import Detector
-from blemish.errors import BlemishError
+from blemish.errors import BlemishError, ImageError
 from blemish.files import write_whole
 from blemish.images import Picture, decode, open_windows, within_memory
 from blemish.report import charts
@@ -355,7 +355,11 @@ class Mistakes:
         for name, gallery in (("defective", self._defects), ("good", self._good)):
             for place, prediction in zip(range(1, _WORST + 1), gallery, strict=False):
                 path = folder / f"{name}-{place:02d}-{file_name(prediction.source)}.png"
-                save_png(path, View.of(prediction, detector, side).heatmap)
+                try:
+                    view = View.of(prediction, detector, side)
+                except ImageError:  # gone or broken by now: its figures are known
+                    continue
+                save_png(path, view.heatmap)
 
 
 def write_evaluation(
@@ -366,15 +370,16 @@ def write_evaluation(
     *,
     side: int | None = OVERLAY_SIDE,
 ) -> None:
-    """evaluation.json, the figures as SVG, and overlays in worst/ (`side`: as of `record`).
+    """The figures as SVG, overlays in worst/ (`side`: as of `record`), and at last evaluation.json:
+    where that is, the folder is whole.
 
     Raises: OutputError.
     """
-    document = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False)
-    write_whole(folder / "evaluation.json", document.encode())
     pairs = [(row["truth"], row["score"]) for row in evaluation.rows]
     drawn = charts.of_scores(pairs, evaluation.threshold, evaluation)
     for name, content in drawn.items():
         write_whole(folder / f"{name}.svg", content)
     if side != 0:
         mistakes.write(folder / "worst", detector, side=side)
+    document = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False)
+    write_whole(folder / "evaluation.json", document.encode())

@@ -11,6 +11,7 @@ A folder of them holds, for every picture drawn (n counts from 1)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,19 +127,32 @@ def simulate(
         size = guide.size_near(*size)
     files, failures, entropies = list[Path](), list[Failure](), list[float]()
     pages = _pages(drawn, size, window, seed, failures, progress)
-    for number, page in enumerate(pages, start=1):
-        images = torch.stack([each.image for each in page])
-        if chosen.needs_attention:
-            attention = guide(images)
-            entropies += attention_entropy(attention.flatten(1)).tolist()
-            maps = attention.numpy()
-        pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-        made = simulate_batch([chosen], pixels, maps, [each.seed for each in page])
-        files += _write(_sheet(folder, number), page, made, maps)
+    with _whole(files):
+        for number, page in enumerate(pages, start=1):
+            images = torch.stack([each.image for each in page])
+            if chosen.needs_attention:
+                attention = guide(images)
+                entropies += attention_entropy(attention.flatten(1)).tolist()
+                maps = attention.numpy()
+            pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+            made = simulate_batch([chosen], pixels, maps, [each.seed for each in page])
+            files.extend(_write(_sheet(folder, number), page, made, maps))
     if not files:
         raise unreadable(f"none of the {len(drawn)} pictures drawn can be read", failures)
     entropy = sum(entropies) / len(entropies) if entropies else None
     return Simulation(simulator=name, files=tuple(files), entropy=entropy, failures=tuple(failures))
+
+
+@contextmanager
+def _whole(files: list[Path]) -> Iterator[None]:
+    """Where what is inside fails, the files go: a folder that has a contact sheet is refused, and
+    without one its pictures would be taken for those of parts."""
+    try:
+        yield
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -233,27 +247,26 @@ def _sheet(folder: str | Path, number: int) -> Path:
 
 def _write(
     sheet: Path, page: Sequence[_Drawn], made: Sequence[Synthetic], maps: np.ndarray | None
-) -> list[Path]:
-    """The pictures with their masks and then their contact sheet, as files.
+) -> Iterator[Path]:
+    """The pictures with their masks and then their contact sheet, as files, each as it is written.
 
     Args: maps: the attention that guided, B h w; None where none was needed.
     """
-    files: list[Path] = []
     rows: list[list[Pixels]] = []
     for index, (one, synthetic) in enumerate(zip(page, made, strict=True)):
         original = _as_uint8(one.image.permute(1, 2, 0).numpy())
         result, mask = _as_uint8(synthetic.image), synthetic.mask.astype(np.uint8) * 255
         stem = f"{one.number}_{safe_stem(one.source)}"
         encoded = cv2.imencode(".png", mask)[1].tobytes()
-        files.append(save_png(sheet.with_name(f"{stem}.png"), result))
-        files.append(write_whole(sheet.with_name(f"{stem}_mask.png"), encoded, picture=True))
+        yield save_png(sheet.with_name(f"{stem}.png"), result)
+        yield write_whole(sheet.with_name(f"{stem}_mask.png"), encoded, picture=True)
         looked_at = [] if maps is None else [attention_overlay(original, maps[index])]
         rows.append([original, *looked_at, result, np.repeat(mask[..., None], 3, axis=2)])
     low, high = ATTENTION_SCALE
     # The font has no ×.
     seen = [] if maps is None else [f"attention, {low:g} to {high:g} times its mean"]
     columns = ["original", *seen, "with anomaly", "mask"]
-    return [*files, save_png(sheet, _contact_sheet(columns, [one.number for one in page], rows))]
+    yield save_png(sheet, _contact_sheet(columns, [one.number for one in page], rows))
 
 
 def _as_uint8(image: np.ndarray) -> Pixels:

@@ -30,6 +30,7 @@ from blemish.serve.models import Served
 from blemish.serve.refining import How, Item, Task, is_held, way_of
 from blemish.serve.refusals import Refusal, not_found
 from blemish.store import Job, Reviewed, Store
+from blemish.text import pluralize
 
 if TYPE_CHECKING:
     from blemish.serve.service import Service
@@ -400,8 +401,8 @@ def _missing(
     if len(new) >= needed:
         return ""
     return (
-        f"{len(new)} good pictures that were drawn at random are reviewed, and a threshold at a "
-        f"false-alarm rate of {100 * wanted:g} % takes {needed}; review more"
+        f"{pluralize(len(new), 'good picture')} drawn at random reviewed so far, and a threshold "
+        f"at a false-alarm rate of {100 * wanted:g} % takes {needed}; review more"
     )
 
 

@@ -42,6 +42,7 @@ from blemish.types import Failure, Progress, silent
 BETWEEN_CHECKPOINTS = 60.0  # seconds
 SAMPLE = 64  # pictures, or all of them where they are fewer, that a method may start from
 STAGE, TRYING = "training", "trying a few steps"
+WORDS = "stopping after this step, which is saved; the same once more stops at once"
 COUNTED = 3  # steps whose arithmetic is counted: where the shapes of a step are drawn it varies
 
 
@@ -192,7 +193,7 @@ class _Run:
         progress(STAGE, self.first, self.steps)
         with (
             self._batches(skip=self.first) as batches,
-            _interrupts_wait(self.path is not None) as interrupted,
+            _interrupts_wait(self.path is not None, WORDS if speaks else "") as interrupted,
         ):
             for step, batch in zip(range(self.first, self.steps), batches, strict=False):
                 latest = self.take(batch, step, self.steps)
@@ -308,7 +309,8 @@ class _Run:
         """Batches for steps that are undone at the end."""
         state = checkpoints.learned_state(self.method)
         before = {name: tensor.clone() for name, tensor in state.items()}
-        with self._batches(skip=0) as batches:
+        words = "stopping after this step" if distributed.rank() == 0 else ""
+        with self._batches(skip=0) as batches, interrupts.told(words):
             yield batches
         checkpoints.put_back(self.method, before)
         self.optimizer = _optimizer(self.method)
@@ -433,11 +435,11 @@ def _read(
 
 
 @contextmanager
-def _interrupts_wait(wanted: bool) -> Iterator[interrupts.Waiting]:
+def _interrupts_wait(wanted: bool, words: str) -> Iterator[interrupts.Waiting]:
     """While open, the first interrupt is only noted, as a step must not be left half made; see
     `interrupts.waiting`.
     """
-    with interrupts.waiting(wanted=wanted) as came:
+    with interrupts.waiting(wanted=wanted, words=words) as came:
         try:
             yield came
         except RuntimeError as error:  # the other processes lose rank 0, which stops first

@@ -184,13 +184,19 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
             f"{pluralize(labelled, 'labelled defect')} could choose, and {ENOUGH} at least are "
             "needed for that: they are shown, and generated ones have chosen."
         )
+    chose = labelled >= ENOUGH
     if parts[2].defects:
-        notes.append(
+        flatters = (
             f"{pluralize(labelled, 'labelled defect')} took part in the choice, so the chosen "
-            f"one's figures by them flatter it. {pluralize(parts[2].defects, 'other')} did not, "
+            "one's figures by them flatter it. "
+        )
+        others = pluralize(parts[2].defects, "other" if labelled else "labelled defect")
+        apart = "did not" if chose else "took no part in the choice"
+        notes.append(
+            f"{flatters if chose else ''}{others} {apart}, "
             f"nor did {pluralize(len(parts[2].good), 'good picture')}: by these it is measured."
         )
-    elif labelled:
+    elif chose:
         notes.append(
             "All labelled defects took part in the choice: figures by them are no test. With "
             "six or more, half of them are held out for one."

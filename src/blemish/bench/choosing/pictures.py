@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from blemish.data.pictures import Pictures, hold_out_positions
 from blemish.data.splits import shuffled
 from blemish.errors import DataError
-from blemish.text import pluralize
+from blemish.text import there_are
 from blemish.types import Sample
 
 FEWEST = 12  # good pictures: some to learn from, some to judge by
@@ -78,7 +78,7 @@ def divided(good: Pictures, defects: Sequence[Sample] = (), *, seed: int = 0) ->
     if count < FEWEST:
         raise DataError(
             f"to compare at least {FEWEST} good pictures are needed, to learn from some and judge "
-            f"by others; there are {pluralize(count, 'picture')}"
+            f"by others; {there_are(count, 'picture')}"
         )
     checks = len(defects) >= FEW_DEFECTS
     share = min(LEFT_OUT, CHOOSING / count)

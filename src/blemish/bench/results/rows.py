@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import field, make_dataclass
 from functools import partial
 from operator import itemgetter
@@ -16,7 +14,7 @@ from blemish import config as configs
 from blemish.config import Count, Fraction, NotNegative, Positive
 from blemish.detector.fit import configure
 from blemish.errors import BlemishError, ConfigError, DataError, OutputError
-from blemish.files import ROWS_BYTES, cannot_write, or_elsewhere, read_whole
+from blemish.files import ROWS_BYTES, append_whole, cannot_write, or_elsewhere, read_whole
 from blemish.text import pluralize
 from blemish.types import ORIGINAL, RESOLUTION
 
@@ -73,8 +71,10 @@ class Device(TypedDict):
 class Row(Heading):
     """What a row has of a run that ended well; a failed one has its heading and an `error`.
 
-    Metrics are fractions. `votes`, `training`, `pretraining` and `efficiency` are null where there
-    is nothing of the kind, and `shifted` is empty where no shift and no adaptation was asked for.
+    Metrics are fractions. `weights` are the backbone's, `second_weights` those of the encoder
+    beside it. `second_weights`, `votes`, `training`, `pretraining` and `efficiency` are null where
+    there is nothing of the kind, and `shifted` is empty where neither a shift nor adaptation was
+    asked for.
     Of a run with a rate of false alarms: `calibration` says the `method` of the threshold, from how
     many `pictures` it is, and how many were `held_out` for it, which the detector has not learned
     from; `confusion` and `regions` are as of `blemish.types.Evaluation`. Else they are null.
@@ -90,6 +90,7 @@ class Row(Heading):
     fingerprint: str
     backbone: str
     weights: Mapping[str, str]
+    second_weights: NotRequired[Mapping[str, str] | None]
     resolution: tuple[Count, ...]
     schedule: str
     training: Mapping[str, Any] | None
@@ -192,15 +193,7 @@ def _add(content: bytes, path: Path) -> None:
     """Raises: OutputError."""
     try:
         with path.open("ab", buffering=0) as file:
-            end, left = file.seek(0, os.SEEK_END), memoryview(content)
-            try:
-                while left:
-                    left = left[file.write(left) :]
-                os.fsync(file.fileno())
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(end)  # half a row would spoil the next one
-                raise
+            append_whole(file, content, sync=True)
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -244,7 +237,7 @@ def newest(rows: Iterable[Row]) -> tuple[list[Row], tuple[str, ...]]:
 
 _LIKENESS = "method recipe settings shots anomaly_count anomaly_type time_budget shifts adapt"
 _LIKENESS += " resolution weights precision device categories compared_at false_alarm_rate"
-_LIKENESS += " compute_budget"
+_LIKENESS += " compute_budget second_weights"
 
 
 def told(row: Row, metric: str) -> float | None:
@@ -254,7 +247,7 @@ def told(row: Row, metric: str) -> float | None:
     return found
 
 
-_LATER = {"false_alarm_rate": None, "compute_budget": None}  # which old rows do not have
+_LATER = dict.fromkeys(("false_alarm_rate", "compute_budget", "second_weights"))  # not in old rows
 
 
 def likeness(row: Row, *, but: Collection[str] = ()) -> str:

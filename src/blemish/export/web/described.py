@@ -17,6 +17,7 @@ from blemish.detector.manifest import Manifest
 from blemish.detector.thresholds import Of, RegionThresholds, Threshold, calibrate
 from blemish.engines.record import Exported, Kind
 from blemish.errors import ExportError
+from blemish.text import pluralize
 
 FORMAT = 1
 _PART = ("cut", "least", "most")  # of a `methods.foreground.Foreground`
@@ -67,7 +68,7 @@ def described(record: Manifest, export: Exported, model_sha256: str) -> dict[str
         "about": (
             f"{record.method} on {' and '.join(each.spec.name for each in encoders)} at "
             f"{preprocessing.height} × {preprocessing.width}, "
-            f"learned from {record.data.count} pictures on {record.created[:10]}"
+            f"learned from {pluralize(record.data.count, 'picture')} on {record.created[:10]}"
         ),
         "imprint": (
             f"Written by blemish {record.blemish}. "

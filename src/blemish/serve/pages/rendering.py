@@ -22,6 +22,7 @@ from blemish.serve.reviewing import CHANGES
 from blemish.serve.security import Session, User
 from blemish.serve.service import Service
 from blemish.store import Row
+from blemish.text import pluralize
 
 THEME = "blemish_theme"  # the cookie by which a person chose light or dark
 FORM = 2**16  # bytes of a form without files
@@ -178,6 +179,7 @@ def environment() -> jinja2.Environment:
         "score": score,
         "percent": percent,
         "count": count,
+        "counted": counted,
         "clock": clock,
         "moment": moment,
         "iso": iso,
@@ -244,6 +246,11 @@ def percent(value: float | None) -> str:
 def count(value: int) -> str:
     """A whole number with thin spaces between its thousands."""
     return f"{value:,}".replace(",", "\u202f")
+
+
+def counted(value: int, one: str, many: str = "") -> str:
+    """The same with its noun, as of `pluralize`."""
+    return pluralize(value, one, many).replace(f"{value}", count(value), 1)
 
 
 def clock(time: datetime) -> str:
