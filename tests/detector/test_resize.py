@@ -36,8 +36,7 @@ PLACES = [(0.5625, 0.625), (0.3, 0.1)]
 ACROSS, DOWN = 0.1, 0.2
 # Those of defects that are three places of the map wide; a place lies on four pixels of the input.
 SPOTS = [*PLACES, (0.45, 0.4), (0.6, 0.2), (0.35, 0.55)]
-# A patch of a ViT is four places wide, and has to be filled by some of it; AGP-Net, too, sees no
-# smaller ones well.
+# A patch of a ViT is four places wide, and is to be filled by some; AGPNet sees no smaller ones.
 WIDE_BY = {"guided": 6, "dinomaly": 6, "vitad": 6, "agpnet": 6}
 # Of random weights, these say what lies where; some methods need a ViT.
 NEAR_SIGHTED: dict[str, Any] = {"layers": (1,), "image_size": 128, "smoothing": 0.0}
