@@ -85,7 +85,7 @@ class LdaConfig(MethodConfig):
         weight: of what one labelled defect teaches, in deviations of the normality's score.
         second, second_layers: as of a memory bank, which the normality detector then has to be; the
             second encoder also describes pictures.
-        second_descriptor_layers: as `descriptor_layers`, of the second encoder; empty = its last.
+        second_descriptor_layers: as `descriptor_layers`, of the second encoder.
     """
 
     normality: str = "patchcore"
@@ -178,8 +178,7 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
     def __init__(self, config: LdaConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.normality = config.normality_class(config.normality_config, backbone)
-        two_thirds = max(1, round(2 / 3 * backbone.depth))
-        described = backbone.check_layers(config.descriptor_layers or (two_thirds,))
+        described = _describing(backbone, config.descriptor_layers)
         self.config = replace(config, descriptor_layers=described)
         self.layers = (*self.normality.layers, *described)
         self.minimum_images = self.normality.minimum_images
@@ -196,7 +195,7 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
 
     def take_second(self, encoder: Backbone, also: Sequence[int] = ()) -> None:
         assert isinstance(self.normality, Joint)
-        described = encoder.check_layers(self.config.second_descriptor_layers or (encoder.depth,))
+        described = _describing(encoder, self.config.second_descriptor_layers)
         self.normality.take_second(encoder, (*described, *also))
         layers = self.normality.config.second_layers
         self.config = replace(self.config, second_layers=layers, second_descriptor_layers=described)
@@ -474,6 +473,11 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
         shared = {NORMALITY + name: it for name, it in own.items()}
         super().restore_state({**tensors, **shared})
         self._discriminant = None
+
+
+def _describing(encoder: Backbone, layers: Sequence[int]) -> tuple[int, ...]:
+    """The layers that describe a picture: those named, or the one two thirds of the way."""
+    return encoder.check_layers(layers or (max(1, round(2 / 3 * encoder.depth)),))
 
 
 def _width(levels: Sequence[Level]) -> int:
