@@ -73,7 +73,8 @@ class Discriminant:
         for row, owner in enumerate(owners.tolist()):
             rows.setdefault(owner, []).append(row)
         parts, alone = [], []
-        columns = zip(descriptors.split([*widths], 1), known.split([*widths], 1), strict=True)
+        each = (torch.split(one, [*widths], dim=1) for one in (descriptors, known))
+        columns = zip(*each, strict=True)
         for of_good, of_defects in columns:
             fisher = _Fisher(of_good, of_defects, self.trust, shrinkage)
             left_out = {owner: fisher.without(own) for owner, own in rows.items()}
