@@ -65,6 +65,7 @@ CASES = {
     "plain": Case("patchcore", {}),
     "a compressed bank": Case("patchcore", {"bank_loss": 0.3, "neighbours": 1}),
     "two encoders": Case("patchcore", {"second": "test_efficientnet"}),
+    "lda, two encoders": Case("lda", {**DEFECTS, "second": "test_efficientnet"}, ending=".xml"),
     "categories and a foreground": Case(
         "knn", {**DISC, "foreground": "auto"}, disc, how={"input": "pixels"}
     ),

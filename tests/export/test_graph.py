@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "classifier": ("atacnet", {**DEFECTS, "recipe": "paper-classifier"}),
     "dra, a CNN": ("dra", {**DEFECTS, **CNN, "layers": (2,)}),
     "ahl": ("ahl", DEFECTS),
+    "lda, two encoders": ("lda", {**DEFECTS, "second": "test_efficientnet"}),
     "an area": ("padim", AREA),
     "padding": ("patchcore", {"resize": "pad"}),
     "two encoders": ("patchcore", {"second": "test_efficientnet"}),
@@ -93,6 +94,10 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "guided": ("guided", {}),
     "guided, paper": ("guided", {"recipe": "paper-bmvc"}),
     "lda, a CNN": ("lda", {**DEFECTS, **CNN}),
+    "lda, two encoders, padding": (
+        "lda",
+        {**DEFECTS, **CNN, "second": "test_vit", "resize": "pad", "normality": "knn"},
+    ),
     "lda, votes": ("lda", {**DEFECTS, "normality": "guided", "normality_settings": VOTES}),
     "lda, no defects": ("lda", {}),
     "atacnet": ("atacnet", DEFECTS),

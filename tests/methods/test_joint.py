@@ -334,17 +334,6 @@ def test_a_joined_bank_is_compressed(picture: Callable[..., Any], tmp_path: Path
     assert loaded.predict(picture(51, defect=True)) == detector.predict(picture(51, defect=True))
 
 
-def test_lda_has_one_encoder(picture: Callable[..., Any]) -> None:
-    plain = {name: value for name, value in _SETTINGS.items() if name != "second"}
-    with pytest.raises(ConfigError, match="second: what defects teach lda is told by the backbone"):
-        blemish.fit(
-            "lda",
-            [picture(seed) for seed in range(8)],
-            normality_settings=("second=test_resnet",),
-            **plain,
-        )
-
-
 def test_it_is_not_learned_in_parts() -> None:
     config = PatchCoreConfig(second="test_resnet")
     assert config.needs_all.startswith("second, whose channels are measured on all pictures")

@@ -18,7 +18,8 @@ from torch import Tensor
 from blemish.backbones import build
 from blemish.methods import METHODS
 from blemish.methods.capabilities import LeavesOneOut
-from blemish.methods.lda import Lda, LdaConfig, _unscattered
+from blemish.methods.discriminant import unscattered
+from blemish.methods.lda import Lda, LdaConfig
 from blemish.types import Batch, Scores, silent
 
 Part = Callable[..., np.ndarray]
@@ -275,7 +276,7 @@ def test_leaving_out_is_the_discriminant_of_the_others(copies: int, shrinkage: f
 def test_both_ways_to_the_inverse_are_the_same(shape: tuple[int, int]) -> None:
     rows = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     inverse = np.linalg.inv(0.3 * rows.numpy().T @ rows.numpy() + 0.7 * np.eye(shape[1]))
-    found = _unscattered(rows, 0.3, torch.tensor(0.7, dtype=torch.float64))
+    found = unscattered(rows, 0.3, torch.tensor(0.7, dtype=torch.float64))
     np.testing.assert_allclose(found.numpy(), rows.numpy() @ inverse, rtol=1e-9, atol=1e-12)
 
 

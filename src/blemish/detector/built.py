@@ -20,9 +20,8 @@ from blemish.data.transforms import Preprocessing
 from blemish.detector.learned import check_foreground
 from blemish.detector.predict import BATCH_SIZE
 from blemish.detector.request import Request
-from blemish.errors import ConfigError
 from blemish.methods import Method
-from blemish.methods.joint import Joint
+from blemish.methods.capabilities import TakesSecond
 from blemish.methods.student import StudentConfig, blocks_of
 from blemish.training import distributed
 from blemish.types import Failure
@@ -92,17 +91,11 @@ def build_method(request: Request, good: Pictures, defects: Pictures) -> Built:
 
 def _join_second(request: Request, method: Method) -> None:
     """Give the method the second encoder that its config names, if any."""
-    learner = method.learner
-    if not isinstance(learner, Joint) or not learner.config.second:
+    if not isinstance(method, TakesSecond) or not method.wants_second:
         return
-    if learner is not method:
-        raise ConfigError(
-            f"second: what defects teach {method.name} is told by the backbone alone; leave it "
-            f"out, or choose {learner.name} by itself"
-        )
     request.progress("loading the second encoder", 0, 0)
     random = RANDOM if request.weights == RANDOM else None  # a file is the backbone's
-    learner.take_second(build(learner.config.second, weights=random, seed=learner.config.seed))
+    method.take_second(build(method.wants_second, weights=random, seed=method.config.seed))
 
 
 def _fitted_size(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ def refine(
 
     Args:
         detector: of `lda`, the normality part of which is a memory bank (patchcore, knn), of
-            one category. It stays as it is; the refined one shares its backbone.
+            one category. It stays as it is; the refined one shares its encoders.
         good, anomalies: as of `blemish.fit`; one of them at least.
         held: good pictures that are not learned from, as evidence for the regions. drawn: paths of
             new ones that are such too (None = all): those chosen for their scores are not.
@@ -119,9 +120,11 @@ def refine(
     method = detector.method
     assert isinstance(method, Refines)
     added = _added(detector, method, good, anomalies, progress)
-    # The backbone is shared: it does not learn.
-    method = copy.deepcopy(method, {id(method.backbone): method.backbone})
-    with features_kept(method.backbone, method.layers):  # defects are looked at three times
+    # The encoders are shared: they do not learn.
+    method = copy.deepcopy(method, {id(each): each for each, _ in method.encoders})
+    with ExitStack() as keeping:
+        for encoder, layers in method.encoders:  # defects are looked at three times
+            keeping.enter_context(features_kept(encoder, layers))
         before, old = _alarms(detector, added.defects), method.good_scores()
         found = _learn(method, added, progress)
         scores = method.good_scores()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from blemish import artifact
@@ -13,8 +14,8 @@ from blemish.detector.manifest import BackboneRecord, Manifest, read_manifest, u
 from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, BlemishError, ConfigError
 from blemish.methods import Method, MethodConfig, method_class
+from blemish.methods.capabilities import TakesSecond
 from blemish.methods.earlier import tensors_of_today
-from blemish.methods.joint import Joint
 
 
 def restored(path: str | Path, *, device: str, precision: str) -> Detector:
@@ -50,17 +51,18 @@ def restored(path: str | Path, *, device: str, precision: str) -> Detector:
 def _method(kind: type[Method], settings: MethodConfig, record: Manifest) -> Method:
     """The one that an artifact holds, with its encoders, of unset weights. Raises: ConfigError."""
     method, second = kind(settings, _encoder("backbone", record.backbone)), record.second
-    learner = method.learner
-    wanted = learner.config.second if isinstance(learner, Joint) else ""
+    wanted = method.wants_second if isinstance(method, TakesSecond) else ""
     if wanted != ("" if second is None else second.spec.name):
         raise ConfigError(f"config.second: {short(wanted)} is not second.spec.name")
     if second is None:
         return method
-    if not isinstance(method, Joint):
+    if not isinstance(method, TakesSecond):
         raise ConfigError(f"second: {method.name} has no second encoder")
+    before = method.config
     method.take_second(_encoder("second", second))
-    if method.config != settings:
-        raise ConfigError("config.second_layers: names no layer")
+    for each in dataclasses.fields(before):
+        if getattr(before, each.name) != getattr(method.config, each.name):
+            raise ConfigError(f"config.{each.name}: names no layer")
     return method
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from blemish.backbones import Features
+from blemish.backbones import Backbone, Features
 from blemish.errors import ConfigError
 from blemish.types import Batch, Mode, Progress, Scores
 
@@ -172,3 +172,18 @@ class LooksAtScales(Protocol):
 
     def with_scales(self, scales: Sequence[int]) -> Method:
         """The same weights, looking at squares of these sides (pixels)."""
+
+
+@runtime_checkable
+class TakesSecond(Protocol):
+    """It can see pictures with a second encoder, beside the backbone: see `joint`."""
+
+    @property
+    def wants_second(self) -> str:
+        """The one that its settings name; "" = none."""
+
+    def take_second(self, encoder: Backbone, also: Sequence[int] = ()) -> None:
+        """Have the second encoder that the settings name, and the layers of it that are read.
+
+        Args: also: more layers of it, for others than the method itself; last in what it gives.
+        """

@@ -1,6 +1,6 @@
 """A second encoder beside the first: where one sees little, the other may see a defect.
 
-Ours, for memory banks. A location's feature is
+Ours, for memory banks; `lda` describes pictures by it, too. A location's feature is
 
     (√(1 − s) u, √s v)    u: that of the backbone, v: that of the second encoder, each of length 1
 
@@ -25,7 +25,7 @@ from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import resampled
 from blemish.errors import ConfigError
 from blemish.methods.base import Method, reported
-from blemish.methods.capabilities import Batches
+from blemish.methods.capabilities import Batches, TakesSecond
 from blemish.methods.embedding import Places, finest, join
 from blemish.methods.memory_config import MemoryConfig
 from blemish.methods.stored import Stored
@@ -39,32 +39,35 @@ class SecondEncoder(nn.Module):
     """The encoder beside the backbone, and what is known of its channels.
 
     Attributes:
-        encoder: frozen. layers: those that are read.
+        encoder: frozen. layers: those that are joined. also: those that are read beside them.
         mean, deviation: float32 D, of each channel over the good training pictures.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, encoder: Backbone, layers: Sequence[int]) -> None:
+    def __init__(self, encoder: Backbone, layers: Sequence[int], also: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.layers = tuple(layers)
+        self.layers, self.also = tuple(layers), tuple(also)
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("deviation", torch.empty(0))
 
     def see(self, images: Tensor, colours: tuple[Tensor, Tensor]) -> Features:
-        """What it gives of B 3 H W, which are normalised by the mean and deviation `colours`."""
+        """What it gives of B 3 H W, which are normalised by the mean and deviation `colours`:
+        `layers`, then `also`."""
         mean, std = self.encoder.colours(images)
         own = (images * colours[1] + colours[0] - mean) / std
         size = self.encoder.round_size(images.shape[-2], images.shape[-1])
-        features: Features = self.encoder(resampled(own, size, antialias=True), self.layers)
+        small = resampled(own, size, antialias=True)
+        features: Features = self.encoder(small, (*self.layers, *self.also))
         return features
 
     def joined(self, features: Features, onto: Places, config: MemoryConfig) -> Tensor:
         """Its layers joined, at the places of the backbone: float32 B N D."""
         kind, pooling, centre = self.encoder.spec.kind, config.pooling, config.centre
-        return join(features, kind, pooling=pooling, centre=centre, onto=onto)[0]
+        read = features.layers(slice(len(self.layers)))
+        return join(read, kind, pooling=pooling, centre=centre, onto=onto)[0]
 
     def standardised(self, joined: Tensor) -> Tensor:
         """The same in deviations from the mean, of length 1."""
@@ -113,7 +116,7 @@ class Moments:
         return mean, deviation.clamp_min(max(_LEAST * float(deviation.mean()), _SMALLEST))
 
 
-class Joint(Method):
+class Joint(Method, TakesSecond):
     """A method whose features may be those of two encoders.
 
     Attributes: second: None where the config names none, or before `take_second`.
@@ -126,16 +129,21 @@ class Joint(Method):
         super().__init__(config, backbone)
         self.second = None
 
-    def take_second(self, encoder: Backbone) -> None:
-        """Have the second encoder that the config names, and the layers of it that are read."""
+    @property
+    def wants_second(self) -> str:
+        return self.config.second
+
+    def take_second(self, encoder: Backbone, also: Sequence[int] = ()) -> None:
         layers = encoder.check_layers(self.config.second_layers)
         self.config = replace(self.config, second_layers=layers)
-        self.second = SecondEncoder(encoder, layers)
+        self.second = SecondEncoder(encoder, layers, also)
 
     @property
     def encoders(self) -> list[tuple[Backbone, tuple[int, ...]]]:
         own = super().encoders
-        return own if self.second is None else [*own, (self.second.encoder, self.second.layers)]
+        if self.second is None:
+            return own
+        return [*own, (self.second.encoder, (*self.second.layers, *self.second.also))]
 
     def set_precision(self, dtype: torch.dtype) -> None:
         super().set_precision(dtype)

@@ -21,6 +21,10 @@ one of them, and count so much more; without any the score is the normality's, t
 mask of a labelled defect is known, the closest look is at the patches in it only; in the wider ones
 the good pictures, which have no masks, would be compared with something else.
 
+With `second` an encoder beside the backbone (`joint.py`) is part of the normality detector, and
+describes the picture in the same three looks. Each encoder has a w of its own, divided by the
+deviation of its w·x; joined they are the w of the joined x (`discriminant.py`).
+
 A place of the heatmap adds what a picture that were all like it would, times (α_p(sharpness) / max
 α)^(2 A − 1).
 """
@@ -28,9 +32,8 @@ A place of the heatmap adds what a picture that were all like it would, times (�
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -41,18 +44,26 @@ from blemish import config as configs
 from blemish.area import Area
 from blemish.backbones import Backbone, Features
 from blemish.backbones.cells import averaged, resampled
-from blemish.config import Factor, FractionAbove0, Layers
+from blemish.config import NEW, Factor, FractionAbove0, Layers
 from blemish.errors import ArtifactError, ConfigError, DataError, unknown_name
 from blemish.methods.base import EncoderConfig, Method, MethodConfig, map_size, reported, shown
-from blemish.methods.capabilities import Batches, Extends, Fits, LeavesOneOut, Refines, Summarises
+from blemish.methods.capabilities import (
+    Batches,
+    Extends,
+    Fits,
+    LeavesOneOut,
+    Refines,
+    Summarises,
+    TakesSecond,
+)
+from blemish.methods.discriminant import LOOKS, Described, Discriminant
+from blemish.methods.joint import Joint
 from blemish.methods.stored import UNIT, Free, Stored, numbers
 from blemish.methods.unsupervised import UNSUPERVISED
 from blemish.types import Batch, Progress, Scores
 
 # Patch features B N D, their grid, and its offset (`Backbone.offset`).
 Level = tuple[Tensor, tuple[int, int], float]
-# At the whole picture, around what differs, closely at it; in units of the sharpness.
-LOOKS = (0.0, 1.0, 3.0)
 NORMALITY = "normality."  # how the names of the normality detector's tensors begin
 SHARED = "normality.backbone."  # those of the backbone, which both have and a file holds once
 
@@ -72,6 +83,9 @@ class LdaConfig(MethodConfig):
         sharpness: of the attention: 0 = all patches count the same, however often it is looked.
         shrinkage: how far the covariance of the good pictures is drawn towards a sphere, in (0, 1].
         weight: of what one labelled defect teaches, in deviations of the normality's score.
+        second, second_layers: as of a memory bank, which the normality detector then has to be; the
+            second encoder also describes pictures.
+        second_descriptor_layers: as `descriptor_layers`, of the second encoder.
     """
 
     normality: str = "patchcore"
@@ -80,6 +94,15 @@ class LdaConfig(MethodConfig):
     sharpness: Factor = 1.0
     shrinkage: FractionAbove0 = 0.9
     weight: Factor = 0.6
+    second: str = field(default="", metadata={NEW: True})
+    second_layers: Layers = field(default=(), metadata={NEW: True})
+    second_descriptor_layers: Layers = field(default=(), metadata={NEW: True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("second_layers", "second_descriptor_layers"):
+            if getattr(self, name) and not self.second:
+                raise ConfigError(f"{name}: is that of a second encoder; name second, too")
 
     @property
     def normality_class(self) -> type[Method]:
@@ -92,11 +115,20 @@ class LdaConfig(MethodConfig):
     @property
     def normality_config(self) -> MethodConfig:
         """Raises: ConfigError as `normality_class`, or for a wrong setting."""
-        shared = {field.name: getattr(self, field.name) for field in fields(MethodConfig)}
-        for assignment in self.normality_settings:
-            if (key := assignment.partition("=")[0].strip()) in shared:
-                raise ConfigError(f"normality_settings: {key} is the detector's own; set it there")
         best = self.normality_class.Config.within_lda()
+        names = [each.name for each in fields(MethodConfig)]
+        if self.second:
+            if not hasattr(best, "second"):
+                raise ConfigError(
+                    f"second: {self.normality} sees with one encoder alone; choose a memory bank "
+                    "to know what is normal (normality=patchcore or knn), or leave second out"
+                )
+            names += ["second", "second_layers"]
+        shared = {name: getattr(self, name) for name in names}
+        for assignment in self.normality_settings:
+            key = assignment.partition("=")[0].strip()
+            if key in shared or key in ("second", "second_layers"):
+                raise ConfigError(f"normality_settings: {key} is the detector's own; set it there")
         base = configs.from_dict(type(best), shared, base=best)
         return configs.override(base, self.normality_settings, within="normality_settings")
 
@@ -125,10 +157,10 @@ class LdaConfig(MethodConfig):
         return self.normality_config.learns_by_gradient
 
 
-class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
+class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
     """A normality detector, and what some defects have taught it.
 
-    It reads the layers of the normality detector, then those of the descriptors.
+    Of each encoder it reads the layers of the normality detector, then those of the descriptors.
     """
 
     name = "lda"
@@ -146,8 +178,7 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def __init__(self, config: LdaConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.normality = config.normality_class(config.normality_config, backbone)
-        two_thirds = max(1, round(2 / 3 * backbone.depth))
-        described = backbone.check_layers(config.descriptor_layers or (two_thirds,))
+        described = _describing(backbone, config.descriptor_layers)
         self.config = replace(config, descriptor_layers=described)
         self.layers = (*self.normality.layers, *described)
         self.minimum_images = self.normality.minimum_images
@@ -157,6 +188,21 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         self.register_buffer("defects", torch.empty(0, 0))
         self.register_buffer("defect_scores", torch.empty(0))
         self._discriminant: Discriminant | None = None
+
+    @property
+    def wants_second(self) -> str:
+        return self.config.second
+
+    def take_second(self, encoder: Backbone, also: Sequence[int] = ()) -> None:
+        assert isinstance(self.normality, Joint)
+        described = _describing(encoder, self.config.second_descriptor_layers)
+        self.normality.take_second(encoder, (*described, *also))
+        layers = self.normality.config.second_layers
+        self.config = replace(self.config, second_layers=layers, second_descriptor_layers=described)
+
+    @property
+    def encoders(self) -> list[tuple[Backbone, tuple[int, ...]]]:
+        return [(self.backbone, self.layers), *self.normality.encoders[1:]]
 
     @property
     def precision(self) -> torch.dtype:
@@ -241,19 +287,28 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         self.defects, self.defect_scores = self.defects[:0], self.defect_scores[:0]
         self._discriminant = None
 
-    def _levels(self, features: Features) -> list[Level]:
-        """The patch features of each descriptor layer, of length 1, float32 B N D, and where they
-        lie.
+    def _levels(self, features: Features) -> list[list[Level]]:
+        """The patch features of each descriptor layer of each encoder, of length 1, float32 B N D,
+        and where they lie.
         """
         first = len(self.normality.layers)
-        own = features.layers(slice(first, first + len(self.config.descriptor_layers)))
-        tokens = [F.normalize(each.float(), dim=-1) for each in own.tokens]
-        return list(zip(tokens, own.grids, own.offsets, strict=True))
+        seen = [features.layers(slice(first, first + len(self.config.descriptor_layers)))]
+        if features.beside is not None:
+            seen.append(features.beside.layers(slice(len(self.config.second_layers), None)))
+        levels = []
+        for own in seen:
+            tokens = [F.normalize(each.float(), dim=-1) for each in own.tokens]
+            levels.append(list(zip(tokens, own.grids, own.offsets, strict=True)))
+        return levels
 
-    def _pooled(self, levels: Sequence[Level], maps: Tensor, masks: Tensor | None) -> Tensor:
+    def _pooled(self, levels: Sequence[list[Level]], maps: Tensor, masks: Tensor | None) -> Tensor:
         """Descriptors, float32 B D, of what maps B h w and masks B h w (NaN = not known) attend to:
-        look by look, and in each layer by layer.
+        encoder by encoder, of each look by look, and in each layer by layer.
         """
+        return torch.cat([self._pooled_of(own, maps, masks) for own in levels], dim=1)
+
+    def _pooled_of(self, levels: Sequence[Level], maps: Tensor, masks: Tensor | None) -> Tensor:
+        """The same of one encoder's levels."""
         parts = []
         for tokens, grid, offset in levels:
             share = self._attention(maps, grid, offset)
@@ -326,21 +381,25 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         maps = shown(found.maps + taught, self._inside(images, map_size(images)))
         return Scores(found.image + discriminant.unit * likeness, maps, found.votes)
 
-    def _likeness_map(self, levels: Sequence[Level], maps: Tensor, direction: Tensor) -> Tensor:
+    def _likeness_map(
+        self, levels: Sequence[list[Level]], maps: Tensor, direction: Tensor
+    ) -> Tensor:
         """The likeness of each place, B h w as the maps are, as if the whole picture were like it.
 
         `direction` is the discriminant, D, or one for each picture, B D. It fades where the second
         look attends less, as far as the normality detector is to be trusted.
         """
         size = (maps.shape[1], maps.shape[2])
-        looks = direction.reshape(*direction.shape[:-1], len(LOOKS), -1).sum(-2)
-        parts = torch.split(looks, [tokens.shape[2] for tokens, *_ in levels], dim=-1)
         alike = torch.zeros_like(maps, dtype=torch.float32)
-        for (tokens, grid, offset), part in zip(levels, parts, strict=True):
-            along = tokens @ (part if part.ndim == 1 else part[..., None])
-            level = along.reshape(tokens.shape[0], 1, *grid)
-            alike += resampled(level, size, offset=offset)[:, 0]
-        grid, offset = max((grid, offset) for _, grid, offset in levels)
+        directions = torch.split(direction, [*map(_width, levels)], dim=-1)
+        for own, joined in zip(levels, directions, strict=True):
+            looks = joined.reshape(*joined.shape[:-1], len(LOOKS), -1).sum(-2)
+            parts = torch.split(looks, [tokens.shape[2] for tokens, *_ in own], dim=-1)
+            for (tokens, grid, offset), part in zip(own, parts, strict=True):
+                along = tokens @ (part if part.ndim == 1 else part[..., None])
+                level = along.reshape(tokens.shape[0], 1, *grid)
+                alike += resampled(level, size, offset=offset)[:, 0]
+        grid, offset = max((grid, offset) for own in levels for _, grid, offset in own)
         share = self._attention(maps, grid, offset)[:, 1]
         share = (share / share.amax(1, keepdim=True)).pow(self.discriminant.trust)
         share = resampled(share.reshape(maps.shape[0], 1, *grid), size, offset=offset)[:, 0]
@@ -350,7 +409,14 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
     def discriminant(self) -> Discriminant:
         """What the labelled defects teach."""
         if self._discriminant is None:
-            self._discriminant = Discriminant(self)
+            self._discriminant = Discriminant(
+                Described(descriptors=self.descriptors, scores=self.normality_scores),
+                self.owners,
+                Described(descriptors=self.defects, scores=self.defect_scores),
+                self._widths(),
+                shrinkage=self.config.shrinkage,
+                weight=self.config.weight,
+            )
         return self._discriminant
 
     def good_scores(self) -> dict[int, float]:
@@ -365,6 +431,15 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
             scores = scores + taught.unit * likeness
         return dict(zip(first, scores.tolist(), strict=True))
 
+    def _widths(self) -> list[int]:
+        """Of each encoder's part of a descriptor."""
+        height, across = self.scoring_size
+        seen = [self.backbone.shapes(height, across, self.config.descriptor_layers)]
+        for encoder, _ in self.encoders[1:]:
+            size = encoder.round_size(height, across)
+            seen.append(encoder.shapes(*size, self.config.second_descriptor_layers))
+        return [len(LOOKS) * sum(each.shape[2] for each in one.tokens) for one in seen]
+
     # The artifact
 
     def fitted_state(self) -> dict[str, Tensor]:
@@ -372,8 +447,7 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         return {name: tensor for name, tensor in state if not name.startswith(SHARED)}
 
     def learned_tensors(self) -> dict[str, Stored]:
-        probe = self.backbone.shapes(*self.scoring_size, self.config.descriptor_layers)
-        width = len(LOOKS) * sum(tokens.shape[2] for tokens in probe.tokens)
+        width = sum(self._widths())
         good, known = Free("n", 1), Free("M", 0)
         return {
             **{NORMALITY + name: it for name, it in self.normality.learned_tensors().items()},
@@ -401,90 +475,14 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines):
         self._discriminant = None
 
 
-class Discriminant:
-    """Fisher's discriminant between good pictures and labelled defects, and its scale.
-
-    Attributes:
-        direction: D, along which descriptors tell defects from good pictures.
-        unit: what one deviation of the likeness adds to a score.
-        trust: in the normality detector, [0, 1]: 2 AUROC − 1, at least 0, of its scores between the
-            labelled defects and the good pictures. Too high where it has to judge these by what
-            they have taught it.
-    """
-
-    def __init__(self, method: Lda) -> None:
-        config, device = method.config, method.normality_scores.device
-        descriptors = method.descriptors.double().cpu()
-        self._count, dim = descriptors.shape
-        won = torch.sign(method.defect_scores[:, None] - method.normality_scores).mean()
-        self.trust = max(0.0, won.item())
-        looks = torch.ones(len(LOOKS), dtype=torch.float64)
-        looks[-1] = self.trust
-        self._worth = looks.repeat_interleave(dim // len(LOOKS))
-        good = self._worth * descriptors
-        mean = good.mean(0)
-        towards = self._worth * method.defects.double().cpu().mean(0) - mean
-        self._apart = good - mean
-        trace = self._apart.square().sum().clamp(min=1e-12)
-        sphere = config.shrinkage * trace / (self._count * dim)
-        self._share = (1 - config.shrinkage) / self._count
-        self._sides = _unscattered(self._apart, self._share, sphere)
-        scattered = self._share * self._sides.T @ (self._apart @ towards)
-        self._direction = (towards - scattered) / sphere
-        # Each good picture as it would be judged had it not been there: the others' scale is not to
-        # flatter it.
-        rows: dict[int, list[int]] = {}
-        for row, owner in enumerate(method.owners.tolist()):
-            rows.setdefault(owner, []).append(row)
-        self._directions = {owner: self._without(own) for owner, own in rows.items()}
-        along = torch.cat([descriptors[rows[owner]] @ w for owner, w in self._directions.items()])
-        deviation, middle = torch.std_mean(along, correction=0)
-        spread = method.normality_scores.double().std(correction=0).item()
-        self.unit = config.weight * math.sqrt(len(method.defects)) * spread
-        self.direction = (self._worth * self._direction).float().to(device)
-        self._middle, self._deviation = float(middle), max(float(deviation), 1e-12)
-
-    def _without(self, rows: list[int]) -> Tensor:
-        """The discriminant that the good pictures give without some of them (Woodbury's identity).
-
-        Mean and scatter are the others'; the sphere and the count that the scatter is divided by
-        stay those of all.
-        """
-        left = self._count - len(rows)
-        lost, side = (
-            torch.cat([part, len(rows) / math.sqrt(left) * part.mean(0, keepdim=True)])
-            for part in (self._apart[rows], self._sides[rows])
-        )
-        wanted = self._direction + self._sides[rows].sum(0) / left
-        small = torch.eye(len(lost), dtype=torch.float64) - self._share * lost @ side.T
-        found: Tensor = wanted + self._share * side.T @ torch.linalg.solve(small, lost @ wanted)
-        return self._worth * found
-
-    def likeness(self, features: Tensor) -> Tensor:
-        """How much features … D resemble the defects, in deviations of the good pictures: …."""
-        return self.scaled(features @ self.direction)
-
-    def scaled(self, along: Tensor) -> Tensor:
-        """In deviations of the good pictures, from their mean; 0 below it."""
-        return ((along - self._middle) / self._deviation).clamp(min=0)
-
-    def left_out(self, owners: list[int]) -> Tensor:
-        """The discriminants, float64 B D, that the good pictures give each without one of them."""
-        return torch.stack([self._directions[owner] for owner in owners])
-
-    def likeness_left_out(self, descriptors: Tensor, owners: list[int]) -> Tensor:
-        """The same of good pictures B D, each as if it had not been learned."""
-        along = (descriptors.double().cpu() * self.left_out(owners)).sum(1)
-        return self.scaled(along).float().to(descriptors.device)
+def _describing(encoder: Backbone, layers: Sequence[int]) -> tuple[int, ...]:
+    """The layers that describe a picture: those named, or the one two thirds of the way."""
+    return encoder.check_layers(layers or (max(1, round(2 / 3 * encoder.depth)),))
 
 
-def _unscattered(rows: Tensor, share: float, sphere: Tensor) -> Tensor:
-    """A (share · AᵀA + sphere · I)⁻¹ for the rows A, n D, by way of the smaller of AAᵀ and AᵀA."""
-    few = len(rows) < rows.shape[1]
-    square = share * (rows @ rows.T if few else rows.T @ rows)
-    square.diagonal().add_(sphere)
-    found: Tensor = torch.linalg.solve(square, rows, left=few)
-    return found
+def _width(levels: Sequence[Level]) -> int:
+    """Of the descriptors of one encoder's levels."""
+    return len(LOOKS) * sum(tokens.shape[2] for tokens, *_ in levels)
 
 
 def _gathered(maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
