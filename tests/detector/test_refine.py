@@ -107,14 +107,16 @@ def test_more_defects_join_those_that_it_knew(fit: Fitted, good: Any, bad: Any) 
 # Good pictures
 
 
+@pytest.mark.parametrize("neighbours", [1, 7])
 @pytest.mark.parametrize("normality", ["knn", "patchcore"])
 def test_good_pictures_learned_later_are_remembered_as_if_learned_at_once(
-    normality: str, fit: Fitted, good: Any, bad: Any
+    normality: str, neighbours: int, fit: Fitted, good: Any, bad: Any
 ) -> None:
-    first = fit(good(13), normality=normality)
+    how = {"normality": normality, "normality_settings": [f"neighbours={neighbours}"]}
+    first = fit(good(13), **how)
     known = first.manifest["calibration_scores"]
     refined = blemish.refine(first, good=good(11, 13))
-    later, whole = refined.detector, fit(good(24), normality=normality)
+    later, whole = refined.detector, fit(good(24), **how)
     assert (refined.good, refined.defects, refined.known) == (11, 0, 0)
     assert_same_patches(later, whole)
     shown = [*good(2, 60), *bad(2, 60), *good(2, 12)]
@@ -123,9 +125,10 @@ def test_good_pictures_learned_later_are_remembered_as_if_learned_at_once(
     np.testing.assert_allclose(
         scores[13:], expected[13:], **CLOSE
     )  # each beside all the others, old and new
-    assert scores[:13] == known  # as it was measured: at most too high
-    assert all(old >= new - 1e-5 for old, new in zip(known, expected, strict=False))
-    assert any(old > new + 1e-4 for old, new in zip(known, expected, strict=False))
+    assert scores[:13] == known  # as it was measured: too high, of one neighbour never too low
+    fallen = np.array(known) - expected[:13]
+    assert fallen.mean() > 1e-3
+    assert neighbours > 1 or (fallen >= -1e-5).all()
     for key in ("count", "fingerprint", "fitted"):
         assert later.manifest["data"][key] == whole.manifest["data"][key]
 

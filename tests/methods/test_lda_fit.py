@@ -131,7 +131,7 @@ def test_beside_a_single_good_picture_nothing_can_be_learned(
     with pytest.raises(DataError, match="two good pictures at least"):
         blemish.fit("lda", [picture(0)], anomalies=bad, **options)
     plain = blemish.fit("lda", [picture(0)], **options).predict(bad[0])
-    same = blemish.fit("knn", [picture(0)], neighbours=1, **small)  # as it is within lda
+    same = blemish.fit("knn", [picture(0)], **small)
     assert plain.score == same.predict(bad[0]).score
     with pytest.raises(DataError, match="two good pictures at least"):  # a copy is no second one
         blemish.fit("lda", [picture(0), picture(0)], anomalies=bad, **options)
@@ -235,7 +235,13 @@ def test_settings_go_to_the_normality_part() -> None:
     shared = {key: it for key, it in values.items() if not key.startswith("normality")}
     inner = configure("knn", values=shared)
     assert isinstance(inner, KnnConfig)
+    # As an artifact has it that names no more; what is fitted names what `best` has otherwise.
     assert chosen.normality_config == replace(inner, bank_size=10, pooling=5, neighbours=1)
+    fitted = chosen.for_pictures(x_rays=False)
+    assert fitted.normality_config == replace(inner, bank_size=10, pooling=5)
+    assert fitted.for_pictures(x_rays=True) == fitted
+    nearest = replace(chosen, normality_settings=("neighbours=1",)).for_pictures(x_rays=False)
+    assert nearest.normality_settings == ("neighbours=1",)
     assert not chosen.learns_by_gradient
     assert configure("lda", values={"normality": "agpnet"}).learns_by_gradient
 

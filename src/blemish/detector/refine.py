@@ -99,8 +99,8 @@ def refine(
     The bank takes new good pictures in, within its size; defects join those it knows. Nothing that
     was learned is taken back: what is known as the opposite stays so (`contradictions`). The
     threshold comes from all good pictures, old and new, each left out in turn; what an old one
-    scores for its normality stays as it was measured: at most too high while the bank has room, and
-    a little too low where a full one lets old patches go.
+    scores for its normality stays as it was measured: too high, as a rule, while the bank has room
+    (of one neighbour, never too low), and a little too low where a full one lets old patches go.
 
     Defects change the maps: the thresholds of regions come from good pictures that can be looked at
     again, the new ones, each left out, and those held out; where they are too few it says so.
@@ -361,7 +361,7 @@ def _with_regions(
     drawn: Collection[str] | None,
     progress: Progress,
 ) -> Detector:
-    """With thresholds of the regions: as they were measured, at most too high, while the map is
+    """With thresholds of the regions: as they were measured, as a rule too high, while the map is
     that of a bank that has grown; from pictures that can be looked at again where defects have
     changed the map, now or before."""
     known = before.record.regions

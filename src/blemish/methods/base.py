@@ -68,8 +68,8 @@ class MethodConfig:
 
     @classmethod
     def within_lda(cls) -> Self:
-        """Those with which `lda` takes the method as its normality part: `best`, as a rule. What
-        differs from them an artifact of `lda` names."""
+        """What an artifact of `lda` has of the method as its normality part, where it names nothing
+        else: `best`, as a rule; what `best` has otherwise is named when it is fitted."""
         return cls.best()
 
     def for_pictures(self, *, x_rays: bool) -> Self:

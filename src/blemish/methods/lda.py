@@ -76,8 +76,8 @@ class LdaConfig(MethodConfig):
         normality: the method that knows what is normal: any but those that take labelled defects
             themselves. One that trains its encoder (`guided` with `trainable_blocks`) may leave
             features that tell the kinds of defect less well.
-        normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`, but
-            that a memory bank has `neighbours=1` here unless they say otherwise.
+        normality_settings: of that method, as "bank_size=8000", in place of its recipe `best`. An
+            artifact that does not name `neighbours` and `centre` of a memory bank has 1 and 0.
         descriptor_layers: layers of the backbone whose features describe a picture; empty = the one
             two thirds of the way.
         sharpness: of the attention: 0 = all patches count the same, however often it is looked.
@@ -133,12 +133,19 @@ class LdaConfig(MethodConfig):
         return configs.override(base, self.normality_settings, within="normality_settings")
 
     def for_pictures(self, *, x_rays: bool) -> Self:
-        """What the pictures change in the normality part's settings."""
-        plain = self.normality_config
-        before = configs.to_dict(plain)
-        suited = configs.to_dict(plain.for_pictures(x_rays=x_rays))
-        changed = [f"{key}={json.dumps(it)}" for key, it in suited.items() if it != before[key]]
-        return replace(self, normality_settings=(*self.normality_settings, *changed))
+        """The normality part's settings as its recipe `best` has them, and as the pictures change
+        them; those that are named stay."""
+        kind = self.normality_class.Config
+        named = configs.assigned(self.normality_settings)
+        best = _differing(kind.within_lda(), kind.best())
+        own = self._naming({key: value for key, value in best.items() if key not in named})
+        plain = own.normality_config
+        return own._naming(_differing(plain, plain.for_pictures(x_rays=x_rays)))
+
+    def _naming(self, more: Mapping[str, object]) -> Self:
+        """These settings, and more of the normality part."""
+        told = [f"{key}={json.dumps(value)}" for key, value in more.items()]
+        return replace(self, normality_settings=(*self.normality_settings, *told))
 
     @property
     def pretraining_config(self) -> EncoderConfig | None:
@@ -155,6 +162,13 @@ class LdaConfig(MethodConfig):
     @property
     def learns_by_gradient(self) -> bool:
         return self.normality_config.learns_by_gradient
+
+
+def _differing(before: MethodConfig, after: MethodConfig) -> dict[str, object]:
+    """The settings of `after` that `before` has otherwise."""
+    old = configs.to_dict(before, whole=True)
+    now = configs.to_dict(after, whole=True)
+    return {key: value for key, value in now.items() if value != old[key]}
 
 
 class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):

@@ -84,7 +84,7 @@ class MemoryConfig(MethodConfig):
 
     @classmethod
     def within_lda(cls) -> Self:
-        """The defaults: what defects teach was weighed against the distance to the nearest."""
+        """The defaults, which were those of `lda` before `best` had others."""
         return cls()
 
     @property
