@@ -225,6 +225,8 @@ def test_settings_are_no_options(refused: Refused, good_folder: Path, tmp_path: 
     assert "Known: backbone, " in (said := refused(*fit, "--set image_siz=3"))
     assert "did you mean 'image_size'?" in said
     assert "--image-size" not in said
+    compare = ("compare", good_folder, "--vary image_size=32,x", "--output", tmp_path / "compared")
+    assert "blemish: image_size: 'x' is no size" in refused(*compare)
 
 
 def test_the_error_stays_the_same_one() -> None:

@@ -71,8 +71,9 @@ def options_of(command: Callable[..., Any]) -> dict[str, str]:
 
 
 def _meant(given: Mapping[str, Any], options: Mapping[str, str]) -> Mapping[str, str]:
-    """The options but those whose names are, in --set or in the file of --config, settings."""
-    keys = {str(one).partition("=")[0].strip() for one in given.get("settings") or ()}
+    """The options but those whose names are settings: of --set, --vary, or the file of --config."""
+    pairs = [*(given.get("settings") or ()), *(given.get("vary") or ())]
+    keys = {str(one).partition("=")[0].strip() for one in pairs}
     config = given.get("config")
     if isinstance(config, Path) and config.is_file():
         with suppress(OSError, ValueError, RecursionError):
@@ -115,11 +116,9 @@ def with_options(message: str, options: Mapping[str, str], given: Iterable[str] 
         bare = f"`{name}`"
         if "_" in name:
             bare += rf"|(?<![\w./\\'\"-])(?<!: )(?<!--set ){name}(?![\w/\\='\"-]|\.\w)"
-        message = re.sub(
-            rf"(?<![\w-])(?:{as_given})(?![\w-])|({bare})",
-            lambda found, option=option: option if found[1] else found[0],
-            message,
-        )
+        # What was given matches first, and stays; the rest of a match is put as the option.
+        parts = re.split(rf"((?<![\w-])(?:{as_given})(?![\w-]))|(?:{bare})", message)
+        message = "".join(part if part is not None else option for part in parts)
     return f"{message}{mark}{known}"
 
 
@@ -149,9 +148,9 @@ def check_apart(given: Mapping[str, Any], *, in_place: bool = False) -> None:
     inputs = {key: value for key, value in given.items() if key not in _OUTPUTS}
     if in_place:
         del inputs["artifact"]
-    there = {file: name for name in written for file in _files(written[name]) if file.is_file()}
-    for file, reason in _read_too(there, inputs) if there else ():
-        name = there[file]
+    files = {file: name for name in written for file in _files(written[name]) if file.is_file()}
+    for file, reason in _read_too(files, inputs):
+        name = files[file]
         raise OutputError(
             f"--{name} {written[name]}: would replace {reason}, which this command reads; name "
             "another place"
