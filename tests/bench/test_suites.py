@@ -437,6 +437,16 @@ def test_a_dry_run_lists_what_is_left(bench: Bench, own: Path, mvtec: Path, tmp_
     assert len(settings) == 4
 
 
+def test_it_says_how_many_runs_are_made_already(
+    bench: Bench, own: Path, mvtec: Path, tmp_path: Path
+) -> None:
+    once = (*of(own, mvtec, tmp_path), "--only", "size")
+    for more, made, told in (((), 2, "0 of 2"), (("--seeds", "0,1"), 4, "2 of 4")):
+        lines = bench(*once, *more)[2].splitlines()
+        assert lines[0] == f"runs that {tmp_path / 'rows.jsonl'} holds already: {told}"
+        assert len(bench.made) == made
+
+
 def test_the_suites_are_listed(bench: Bench) -> None:
     status, out, _ = bench("--list")
     assert status == 0

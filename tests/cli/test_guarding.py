@@ -95,6 +95,32 @@ def test_results_beside_pictures_are_written_again_and_artifacts_in_place(
         check_apart({"paths": [mvtec], "coco": coco})
 
 
+def test_a_graph_among_pictures_is_written_again(tmp_path: Path) -> None:
+    graph = tmp_path / "part.xml"
+    for name in ("good", "pictures"):
+        graph.write_bytes(b'<?xml version="1.0"?>\n<net name="part" version="11">\n</net>')
+        check_apart({name: [tmp_path], "output": graph})
+        graph.write_bytes(b'<?xml version="1.0"?>\n<annotation></annotation>')
+        with pytest.raises(OutputError, match=r"would replace .*part.xml, a file of"):
+            check_apart({name: [tmp_path], "output": graph})
+
+
+def test_each_input_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("report.html", "run.json", "predictions.csv", "predictions.jsonl"):
+        (tmp_path / name).touch()
+    paths = [tmp_path / f"{number}.png" for number in range(30)]
+    asked: list[Path] = []
+    stat = Path.stat
+
+    def counted(self: Path, **named: Any) -> Any:
+        asked.append(self)
+        return stat(self, **named)
+
+    monkeypatch.setattr(Path, "stat", counted)
+    check_apart({"paths": paths, "output": tmp_path})
+    assert [path for path in asked if path.suffix == ".png"] == paths
+
+
 def test_two_outputs_are_two_files(refused: Refused, part: Path, mvtec: Path) -> None:
     there = mvtec.parent / "x.html"
     said = refused("predict", part, mvtec, "--report", there, "--coco", there)
@@ -159,8 +185,48 @@ def test_only_names_of_arguments_become_options() -> None:
         ("/data/image_size/a.png: x", "/data/image_size/a.png: x"),
         ("image_size.png: x", "image_size.png: x"),
         ("--set image_size is too small.", "--set image_size is too small."),
+        ("unknown setting 'x'; did you mean 'image_size'? Known: bank, image_size, seed",) * 2,
+        ('a.rows: holds "image_size"', 'a.rows: holds "image_size"'),
+        ("suite.toml: tile and image_size: give one", "suite.toml: tile and image_size: give one"),
+        ("image_size-3 and 3-image_size", "image_size-3 and 3-image_size"),
     ):  # fmt: skip
         assert with_options(given, options) == told
+
+
+def test_names_that_were_given_stay_as_they_are() -> None:
+    options = {"tile": "--tile", "image_size": "--image-size", "good": "--good"}
+    for given, message, told in (
+        ("good", "good: none; a larger image_size", "good: none; a larger --image-size"),
+        ("my image_size", "my image_size: an image_size", "my image_size: an --image-size"),
+        ("image_size.d/x", "image_size.d/x: `tile` of image_size.d/x", "image_size.d/x: --tile of "
+         "image_size.d/x"),
+        ("image", "image_size: is none", "--image-size: is none"),
+        ("", "good: is none", "--good: is none"),
+    ):  # fmt: skip
+        assert with_options(message, options, [given, "another"]) == told
+
+
+@pytest.mark.parametrize("name", ["output", "report", "smallest_region", "smallest_region parts"])
+def test_a_folder_with_the_name_of_an_option_is_named(
+    refused: Refused, part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert f"blemish: {name}: no pictures found" in refused("predict", part, Path(name))
+
+
+def test_settings_are_no_options(refused: Refused, good_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"image_size": "x"}')
+    fit = ("fit knn", good_folder, "-o", tmp_path / "new")
+    for given in ("--set image_size=x", f"--config {config}"):
+        assert "blemish: image_size: 'x' is no size" in refused(*fit, given)
+    assert "blemish: --image-size: 'x' is no size" in refused(*fit, "--image-size x")
+    assert "Known: backbone, " in (said := refused(*fit, "--set image_siz=3"))
+    assert "did you mean 'image_size'?" in said
+    assert "--image-size" not in said
+    compare = ("compare", good_folder, "--vary image_size=32,x", "--output", tmp_path / "compared")
+    assert "blemish: image_size: 'x' is no size" in refused(*compare)
 
 
 def test_the_error_stays_the_same_one() -> None:

@@ -137,8 +137,9 @@ def test_resume_goes_on_where_a_killed_run_stopped(
 ) -> None:
     whole, out, report = tmp_path / "whole", tmp_path / "out", tmp_path / "report.html"
     (new / "a" / "2.png").write_bytes(b"")
-    run("predict", part, new, "--output", whole)
-    run("predict", part, new, "--output", out)
+    nothing = "blemish: notice: nothing to resume: no rows in {}; it begins anew"
+    assert nothing.format(whole) in run("predict", part, new, "--output", whole, "--resume")[2]
+    assert "to resume" not in run("predict", part, new, "--output", out)[2]
     assert "holds predictions already; go on from them with --resume" in refused(
         "predict", part, new, "--output", out
     )
@@ -149,6 +150,7 @@ def test_resume_goes_on_where_a_killed_run_stopped(
     for told in (True, False):  # then nothing is left to do
         status, _, err = run(*resume)
         assert (status, "scoring: 1 of 4" in err) == (BROKEN_PICTURES, told)
+        assert "to resume" not in err
         assert len(set(report.read_text().split("data:image/jpeg;base64,")[1:])) >= 14
         assert rows_of(out) == rows_of(whole)
         assert (out / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()

@@ -3,9 +3,11 @@ the library says of its arguments names the options."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import wraps
 from glob import has_magic, iglob
@@ -28,9 +30,14 @@ _BESIDE_REPORTS = _IN_FOLDERS[:5]  # of these commands, which may write a report
 # Where an artifact is changed, its file may be the one that is written.
 _IN_PLACE = ("calibrate", "refine")
 _TOLD = (ConfigError, CalibrationError, DataError, ExportError)
+_OF_SETTINGS = (".json", ".toml")  # files whose keys are not the options
 # What a folder of pictures says of them in: labels, boxes, lists, and settings.
 _OF_DATA = (".csv", ".tsv", ".txt", ".parquet", ".json", ".xml", ".toml")
-_OWN_REGIONS = b'{"info": {"description": "regions of defects, by blemish"}'
+# How results of blemish begin: regions of `predict`, and graphs of `export`.
+_OWN = (
+    b'{"info": {"description": "regions of defects, by blemish"}',
+    b'<?xml version="1.0"?>\n<net ',
+)
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., int]:
@@ -42,7 +49,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., int]:
         try:
             return command(**given)
         except _TOLD as error:
-            error.args = (with_options(str(error), options_of(command)), *error.args[1:])
+            words = with_options(str(error), _meant(given, options_of(command)), _names(given))
+            error.args = (words, *error.args[1:])
             raise
 
     return run
@@ -62,27 +70,56 @@ def options_of(command: Callable[..., Any]) -> dict[str, str]:
     return found
 
 
-def with_options(message: str, options: Mapping[str, str]) -> str:
+def _meant(given: Mapping[str, Any], options: Mapping[str, str]) -> Mapping[str, str]:
+    """The options but those whose names are settings: of --set, --vary, or the file of --config."""
+    pairs = [*(given.get("settings") or ()), *(given.get("vary") or ())]
+    keys = {str(one).partition("=")[0].strip() for one in pairs}
+    config = given.get("config")
+    if isinstance(config, Path) and config.is_file():
+        with suppress(OSError, ValueError, RecursionError):
+            keys |= {key for key in json.loads(config.read_bytes()) if given.get(key) is None}
+    return {name: option for name, option in options.items() if name not in keys}
+
+
+def _names(given: Mapping[str, Any]) -> Iterator[str]:
+    """What was given as text, or as the name of a file."""
+    for value in given.values():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, str | Path):
+                yield str(each)
+
+
+def with_options(message: str, options: Mapping[str, str], given: Iterable[str] = ()) -> str:
     """The message with the names of arguments as options.
 
     These are names at its head, as in "tile: …" or "tile and resize: …"; words of several parts,
-    but not where they follow a file's name, whose keys they are; and words in backticks.
+    but not where they follow a file's name, whose keys they are; and words in backticks. What is in
+    quotes was given, or is a key, and what a list of known names holds are keys.
+
+    Args: given: names of files and other texts that the message may hold, as they are.
 
     Example:
         >>> with_options("tile: `overlap` and time_budget", {"tile": "--tile", "overlap": "--o"})
         '--tile: --o and time_budget'
     """
+    given = {one for one in given if one and one in message}  # a few of perhaps many pictures
     head, colon, rest = message.partition(": ")
+    if colon and Path(head).suffix.lower() in _OF_SETTINGS:
+        return message
     names = head.split(" and ")
-    if colon and all(name in options for name in names):
+    if colon and head not in given and all(name in options for name in names):
         message = f"{' and '.join(options[name] for name in names)}: {rest}"
+    message, mark, known = message.partition(" Known: ")
+    kept = [one for one in given if any(name in one for name in options)]
+    as_given = "|".join(map(re.escape, sorted(kept, key=len, reverse=True))) or "(?!)"
     for name, option in options.items():
-        message = message.replace(f"`{name}`", option)
+        bare = f"`{name}`"
         if "_" in name:
-            message = re.sub(
-                rf"(?<![\w./\\-])(?<!: )(?<!--set ){name}(?![\w/\\=]|\.\w)", option, message
-            )
-    return message
+            bare += rf"|(?<![\w./\\'\"-])(?<!: )(?<!--set ){name}(?![\w/\\='\"-]|\.\w)"
+        # What was given matches first, and stays; the rest of a match is put as the option.
+        parts = re.split(rf"((?<![\w-])(?:{as_given})(?![\w-]))|(?:{bare})", message)
+        message = "".join(part if part is not None else option for part in parts)
+    return f"{message}{mark}{known}"
 
 
 def check_apart(given: Mapping[str, Any], *, in_place: bool = False) -> None:
@@ -111,13 +148,13 @@ def check_apart(given: Mapping[str, Any], *, in_place: bool = False) -> None:
     inputs = {key: value for key, value in given.items() if key not in _OUTPUTS}
     if in_place:
         del inputs["artifact"]
-    for name, path in written.items():
-        for file in _files(path):
-            if file.is_file() and (reason := _read_too(file, inputs)):
-                raise OutputError(
-                    f"--{name} {path}: would replace {reason}, which this command reads; name "
-                    "another place"
-                )
+    files = {file: name for name in written for file in _files(written[name]) if file.is_file()}
+    for file, reason in _read_too(files, inputs):
+        name = files[file]
+        raise OutputError(
+            f"--{name} {written[name]}: would replace {reason}, which this command reads; name "
+            "another place"
+        )
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -128,16 +165,28 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
 
 
-def _read_too(file: Path, inputs: Mapping[str, Any]) -> str:
-    """What a file that is there is read as; "" where it is not."""
+def _read_too(files: Collection[Path], inputs: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Those of the files, which are there, that are read, and as what; each input is looked at
+    once, as there may be many pictures."""
+    if not files:
+        return
+    same = {(status.st_dev, status.st_ino): file for file in files if (status := _status(file))}
     for path in _named(inputs.values()):
-        with suppress(OSError, ValueError):
-            if path.is_file():
-                if path.samefile(file):
-                    return str(path)
-            elif path.is_dir() and _place(file).is_relative_to(_place(path)) and _says(file):
-                return f"{file}, a file of {path}"
-    return ""
+        if not (status := _status(path)):
+            continue
+        if stat.S_ISREG(status.st_mode):
+            if file := same.get((status.st_dev, status.st_ino)):
+                yield file, str(path)
+        elif stat.S_ISDIR(status.st_mode):
+            for file in files:
+                if _place(file).is_relative_to(_place(path)) and _says(file):
+                    yield file, f"{file}, a file of {path}"
+
+
+def _status(path: Path) -> os.stat_result | None:
+    with suppress(OSError, ValueError):
+        return path.stat()
+    return None
 
 
 def _says(file: Path) -> bool:
@@ -145,8 +194,11 @@ def _says(file: Path) -> bool:
     by its name or how it begins, does not."""
     if file.name in _IN_FOLDERS or file.suffix.lower() not in _OF_DATA:
         return False
-    with file.open("rb") as opened:
-        return opened.read(len(_OWN_REGIONS)) != _OWN_REGIONS
+    try:
+        with file.open("rb") as opened:
+            return not opened.read(max(map(len, _OWN))).startswith(_OWN)
+    except OSError:
+        return True
 
 
 def _named(values: Iterable[Any]) -> Iterator[Path]:
