@@ -302,7 +302,7 @@ def test_lda_knows_what_is_normal_by_two_looks() -> None:
         normality_settings=[f"coarse={SIDE // 2}"],
         **{**SMALL, "image_size": SIDE},
     )
-    knn = blemish.fit("knn", good, neighbours=1, **TWO)
+    knn = blemish.fit("knn", good, **TWO)
     assert lda.predict(scene(50)).score == pytest.approx(knn.predict(scene(50)).score, rel=1e-4)
 
 

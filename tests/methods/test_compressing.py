@@ -92,7 +92,14 @@ def test_where_nothing_is_asked_or_held_scores_are_those_to_the_bit(settings: An
         ("knn", {"bank_loss": 100.0}),
         ("patchcore", TWO),
         ("patchcore", {"resize": "pad"}),
-        ("lda", {"bank_loss": None, "neighbours": None, "normality_settings": ("bank_loss=0.3",)}),
+        (
+            "lda",
+            {
+                "bank_loss": None,
+                "neighbours": None,
+                "normality_settings": ("bank_loss=0.3", "neighbours=1"),
+            },
+        ),
     ],
 )
 def test_saved_it_is_the_same(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -126,7 +133,7 @@ def test_two_looks_are_measured_as_they_are_joined() -> None:
 
 @pytest.mark.parametrize(("loss", "size"), [(100.0, 100), (LOSS, 150)])
 def test_refined_it_stays_compressed(loss: float, size: int) -> None:
-    settings = (f"bank_loss={loss}", f"bank_size={size}")
+    settings = (f"bank_loss={loss}", f"bank_size={size}", "neighbours=1")
     before = blemish.fit("lda", GOOD, **SMALL, normality_settings=settings)
     after = refine(before, good=[part(seed) for seed in range(20, 24)]).detector
     one, other = before.method.normality, after.method.normality
