@@ -23,7 +23,7 @@ RAY = "--engine ray"
         (f"{RAY}:onxruntime --output OUT", "did you mean 'onnxruntime'"),
         (RAY, "rows need a place; name it with --output FOLDER"),
         (f"{RAY} --output OUT more.png", "takes one folder, table or pattern, got 2"),
-        (f"{RAY} --output OUT --smallest-region 0.1", "set it together with region_threshold"),
+        (f"{RAY} --output OUT --smallest-region 0.1", "set it together with --region-threshold"),
         (f"{RAY} --output OUT --category bolt", "the artifact knows no categories"),
         (f"{RAY} --output OUT --partition-by day", "--partition-by day: there is no such column"),
         (f"{RAY} --output nfs4://a/b", "no file system is known by nfs4://"),

@@ -161,7 +161,7 @@ def test_only_pictures_drawn_at_random_set_a_threshold_anew(
         plan = client.get("/v1/models/part/refine").json()
         assert (plan["how"], plan["good"]) == ("calibrate", 0)
         assert "blemish fit lda" in plan["because"]
-        assert "0 good pictures that were drawn at random" in plan["missing"]
+        assert "0 good pictures drawn at random" in plan["missing"]
         for one in live.service.store.reviewed("part"):
             live.service.store.undo_label("Ada")
             assert one.verdict == "good"
