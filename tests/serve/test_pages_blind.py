@@ -76,6 +76,7 @@ def test_a_drawing_stays_when_it_is_shown(live: Live, page: Page, pictures: list
     page.locator("[data-view]").click()
     page.keyboard.press("h")
     expect(page.locator("#hints")).to_contain_text("The detector says")
+    expect(page.locator(".htmx-request, .htmx-swapping, .htmx-settling")).to_have_count(0)
     page.keyboard.press("d")
     expect(page.get_by_text("Nothing waits for review")).to_be_visible()
     (label,) = said(live, row["digest"])
