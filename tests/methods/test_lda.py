@@ -19,7 +19,8 @@ from blemish.backbones import build
 from blemish.methods import METHODS
 from blemish.methods.capabilities import LeavesOneOut
 from blemish.methods.discriminant import unscattered
-from blemish.methods.lda import Lda, LdaConfig
+from blemish.methods.lda import Lda
+from blemish.methods.lda_config import LdaConfig
 from blemish.types import Batch, Scores, silent
 
 Part = Callable[..., np.ndarray]

@@ -18,7 +18,8 @@ from blemish.backbones import build
 from blemish.detector.fit import configure
 from blemish.detector.predict import Detector
 from blemish.errors import ArtifactError, ConfigError, DataError, NotFittedError
-from blemish.methods.lda import Lda, LdaConfig
+from blemish.methods.lda import Lda
+from blemish.methods.lda_config import LdaConfig
 from blemish.methods.memory import KnnConfig
 from blemish.types import Batch, silent
 

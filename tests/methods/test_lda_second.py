@@ -20,7 +20,8 @@ from blemish import artifact
 from blemish.backbones import build
 from blemish.detector.refine import refine
 from blemish.errors import ArtifactError, ConfigError
-from blemish.methods.lda import Lda, LdaConfig
+from blemish.methods.lda import Lda
+from blemish.methods.lda_config import LdaConfig
 from blemish.methods.memory import MemoryBank
 from blemish.types import Batch, Scores, silent
 
