@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = {options.output / name: text for name, text in texts.items()}
     if options.output == PAGES:
         readme = README.read_text(encoding="utf-8")
-        made[README] = with_measured(readme, texts["coverage.md"])
+        made[README] = with_measured(readme, texts["equal.md"])
     others = sorted(set(options.output.glob("*.md")) - made.keys())
     if options.check:
         check(made, others)

@@ -1,29 +1,39 @@
-"""The table of README.md on what was measured: some lines of the matrix in
-docs/results/coverage.md; `page.py` calls it."""
+"""The tables of README.md on what was measured: those of docs/results/equal.md with fewer columns
+and figures; `page.py` calls it."""
 
 from __future__ import annotations
 
 import re
 
-METHODS = (  # those of the matrix that README names
-    *("`patchcore`", "`knn`", "`padim`", "`guided`", "`agpnet`"),
-    *("`lda`, M = 1", "`lda`, M = 10", "ATAC-Net's network, M = 10"),
-)
 _PLACE = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", re.DOTALL)
+_TABLES = ("## From good pictures alone", "## With 10 labelled defects")
+_LEFT_OUT = {"Steps", "A picture"}
 
 
 def with_measured(readme: str, page: str) -> str:
-    """README with the table that the matrix makes.
+    """README with the tables that the page on equal arithmetic has.
 
-    Raises: ValueError where README has no place for it, or the page no such line.
+    Raises: ValueError where README has no place for them, or the page lacks one.
     """
     if not _PLACE.search(readme):
-        raise ValueError("README.md has no place for the table (<!-- measured -->)")
-    table = page[page.index("| Method | ") :].partition("\n\n")[0].splitlines()
-    lines = {line.split("|")[1].strip(): line for line in table[2:]}
-    if missing := [name for name in METHODS if name not in lines]:
-        raise ValueError(
-            f"docs/results/coverage.md has no line {missing[0]} that README.md could show"
-        )
-    shown = [*table[:2], *(lines[name].replace("not measured", "–") for name in METHODS)]
-    return _PLACE.sub(lambda _: "\n" + "\n".join(shown) + "\n\n", readme)
+        raise ValueError("README.md has no place for the tables (<!-- measured -->)")
+    made = "\n\n".join(f"{title[3:]}:\n\n{_shown(page, title)}" for title in _TABLES)
+    return _PLACE.sub(lambda _: f"\n{made}\n\n", readme)
+
+
+def _shown(page: str, title: str) -> str:
+    """A table with image AUROC and AUPRO alone."""
+    _, found, rest = page.partition(f"\n{title}\n")
+    if not found:
+        raise ValueError(f"docs/results/equal.md has nothing that README.md could show: {title}")
+    table = rest[rest.index("| Method | ") :].partition("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    columns = [at for at, name in enumerate(cells[0]) if name not in _LEFT_OUT]
+    lines = [[_brief(line[at]) for at in columns] for line in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _brief(cell: str) -> str:
+    """Image AUROC and AUPRO of `image AUROC / pixel AUROC / AUPRO (seeds)`; others as they are."""
+    figures = cell.split(" / ")
+    return f"{figures[0]} / {figures[2]}" if len(figures) == 3 else cell

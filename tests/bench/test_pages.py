@@ -98,14 +98,17 @@ def test_the_page_is_what_the_rows_make_and_a_row_that_it_does_not_have_is_notic
         script.main(["--check", *arguments])
 
 
-def test_the_table_of_the_readme_is_lines_of_the_page(script: ModuleType) -> None:
+def test_the_tables_of_the_readme_are_those_of_the_page(script: ModuleType) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = (script.PAGES / "coverage.md").read_text(encoding="utf-8")
-    other = re.sub(r"^\| `patchcore` \|.*$", "| `patchcore` | 12.3 |", page, count=1, flags=re.M)
+    page = (script.PAGES / "equal.md").read_text(encoding="utf-8")
     assert script.with_measured(readme, page) == readme
-    assert "| `patchcore` | 12.3 |\n" in script.with_measured(readme, other)
-    with pytest.raises(ValueError, match="no line `patchcore`"):
-        script.with_measured(readme, page.replace("| `patchcore` |", "| `other` |"))
+    first = "12.3 ± 0.4 / 56.7 ± 0.8 / 9.0 ± 0.1 (3)"
+    line = f"| `patchcore` | {first} | {' | '.join(['45.6 (1)'] * 5)} | – | 11 |"
+    other = re.sub(r"^\| `patchcore` \|.*$", line, page, count=1, flags=re.M)
+    shown = script.with_measured(readme, other).splitlines()
+    assert f"| `patchcore` | 12.3 ± 0.4 / 9.0 ± 0.1 (3) | {' | '.join(['45.6 (1)'] * 5)} |" in shown
+    with pytest.raises(ValueError, match="could show: ## With 10"):
+        script.with_measured(readme, page.replace("## With 10", "## Of 10"))
     with pytest.raises(ValueError, match="no place for the table"):
         script.with_measured("# blemish", page)
 
