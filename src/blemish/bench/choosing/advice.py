@@ -5,8 +5,8 @@ In three steps, each among what the one before has left:
 1. labelled defects that choose, where there are five of them or more;
 2. generated defects;
 3. arithmetic: of what these pictures cannot tell apart, what needs least of it for a picture; where
-   others need less than a fifth more, the best of these. Not time, which a busy machine changes: the
-   same pictures are to give the same advice.
+   others need less than a fifth more, the best of these. Time does not decide, as a busy machine
+   changes it, and the same pictures are to give the same advice.
 
 A step leaves the candidate with the highest AUROC, and those that are not told from it: the 95 %
 interval of the difference, over the same draws of pictures, holds 0, and the difference is not

@@ -205,8 +205,8 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
     if plan.reduced < 1:
         notes.append(
             f"There was time for {100 * plan.reduced:.0f} % of the pictures: learned from "
-            f"{len(plan.division.learned)}. A busier machine uses fewer, and may advise otherwise; more "
-            "--minutes, in another --output, use more."
+            f"{len(plan.division.learned)}. A busier machine uses fewer, and may advise otherwise; "
+            "more --minutes, in another --output, use more."
         )
     notes += _small(found, labelled, plan.smallest)
     notes += _unseen(found.standings)
