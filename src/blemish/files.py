@@ -276,6 +276,17 @@ def or_elsewhere(path: Path, write: Callable[[Path], object], then: str) -> None
         raise OutputError(f"{error}. What was made is kept in {kept}: {then}") from error
 
 
+def taken_back(error: OutputError, written: int, of: int) -> OutputError:
+    """What is said where some of several pictures were written, and removed again.
+
+    Args: error: of the file that could not be. written: how many were whole. of: all of them.
+    """
+    return OutputError(
+        f"{error}. The {written} of {of} pictures that were written before it are removed again; "
+        "once there is room, the same command makes them all"
+    )
+
+
 def check_writable(path: Path, *, picture: bool = False) -> None:
     """Make sure, before any work, that a file can be written at `path`. Missing folders are made.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 from parts import FIT, rows_of
 
-from blemish.cli.status import ERROR
+from blemish.cli.status import BY_SIGNAL, ERROR
 from blemish.data.folder import find_pictures
+from blemish.interrupts import Interrupted
+from blemish.report.predictions import Mistakes
 
 Run = Callable[..., tuple[int, str, str]]
 Full = Callable[[int], AbstractContextManager[None]]
@@ -146,10 +149,56 @@ def test_synthetic_anomalies_can_be_made_again(
     run: Run, good_folder: Path, there: Path, full: Full
 ) -> None:
     simulate = ("simulate", good_folder, "--output", there, "--simulator cutpaste --count 12")
-    with full(19):  # the first sheet has eight pictures
-        assert run(*simulate)[0] == ERROR
+    with full(19):  # the first sheet has eight pictures, each with its mask
+        status, _, err = run(*simulate)
+    assert status == ERROR
+    assert "cannot be written (No space left on device)" in err
+    assert "The 9 of 12 pictures that were written before it are removed again" in err
     assert list(there.iterdir()) == []
     assert run(*simulate)[0] == 0
+
+
+def test_a_drawn_data_set_can_be_made_again(run: Run, there: Path, full: Full) -> None:
+    synthetic = ("data synthetic", there / "set", "--count 3 --defects 1 --size 64")
+    with full(6):  # good ones: three, then two to test on; then a mask, and not its picture
+        status, _, err = run(*synthetic)
+    assert status == ERROR
+    assert "cannot be written (No space left on device)" in err
+    assert "The 5 of 10 pictures that were written before it are removed again" in err
+    assert "once there is room, the same command makes them all" in err
+    assert not list((there / "set").iterdir())
+    assert run(*synthetic)[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_evaluate_prints_its_figures_where_it_is_interrupted_while_it_draws(
+    run: Run,
+    part: Path,
+    mvtec: Path,
+    there: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    out, report = there / "out", there / "report.html"
+    evaluate = ("evaluate", part, mvtec, "--output", out, "--report", report)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number=number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mistakes, "write", interrupted)
+        status, said, err = run(*evaluate)
+        status_of_json, document, quiet = run(*evaluate, "--json")
+    assert (status, status_of_json) == (BY_SIGNAL + number, BY_SIGNAL + number)
+    assert "13 pictures: 6 good, 7 defective" in said
+    assert "At the stored threshold of " in said
+    assert "Written: " not in said
+    assert f"interrupted while {out} was written, which is not whole" in err
+    assert not report.exists()  # asked to end, it begins nothing more
+    assert json.loads(document)["image_auroc"] == 1.0
+    assert json.loads(document)["error"]["kind"] == "Interrupted"
+    assert "interrupted" not in quiet
+    assert run(*evaluate)[0] == 0
 
 
 @pytest.mark.parametrize("command", ["calibrate", "refine"])

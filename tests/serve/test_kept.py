@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,5 +158,54 @@ def test_a_full_disk_harms_no_answer(
         for path in pictures[:2]:
             answer = client.post(URL, content=path.read_bytes())
             assert answer.status_code == 200
-            assert answer.json()["predictions"][0]["id"] is not None
+            (row,) = answer.json()["predictions"]
+            assert row["id"] is not None
+            assert row["notes"] == ["a picture cannot be kept (No space left on device)"]
     assert [line["event"] for line in live.lines].count("a picture is not kept") == 1
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_an_answer_says_that_its_prediction_is_not_in_the_store(
+    artifact: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    retryable: bool,
+) -> None:
+    """As on a full disk: nothing waits, and nothing is lost, without a word."""
+
+    def full(self: object, *_: object) -> None:
+        raise StoreError("its disk is full; make room", retryable=retryable)
+
+    monkeypatch.setattr(Store, "put_picture", full)
+    with monkeypatch.context() as patch, serving(artifact, store_folder=tmp_path) as live:
+        patch.setattr(Store, "add_predictions", full)
+        with live.client() as client:
+            for path in pictures[:2]:
+                (row,) = client.post(URL, content=path.read_bytes()).json()["predictions"]
+                assert row["id"] is None
+                waits = "not in the store yet, it is written as soon as that can be: "
+                begins = waits if retryable else "not kept: "
+                assert row["notes"][0] == f"{begins}its disk is full; make room"
+    events = [line["event"] for line in live.lines]
+    assert events.count("a picture is not kept") == 1
+    assert events.count("predictions wait for the store") == retryable
+    lost = [line["rows"] for line in live.lines if line["event"] == "predictions are lost"]
+    assert lost == [] if retryable else sum(lost) == 2
+
+
+def test_what_still_waits_at_the_end_and_cannot_be_left_is_told(
+    artifact: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, *_: object) -> None:
+        raise StoreError("its disk is full; make room", retryable=True)
+
+    monkeypatch.setattr(Store, "add_predictions", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with serving(artifact, store_folder=tmp_path / "store") as live, live.client() as client:
+        (tmp_path / "store" / "waiting.jsonl").mkdir()  # where nothing can be written
+        assert client.post(URL, content=pictures[0].read_bytes()).status_code == 200
+    (told,) = [line for line in live.lines if line["event"] == "predictions were not written"]
+    (kept,) = tmp_path.glob("blemish-kept-*/waiting.jsonl")
+    assert f"kept in {kept}" in told["reason"]
+    assert len(kept.read_bytes().splitlines()) == 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,6 +149,72 @@ def test_a_file_that_cannot_be_written(store: Store, scored: Make) -> None:
         (store.folder / FILE).rmdir()
         assert spool.flush() == 0
     assert scores(store) == [1.0]
+
+
+@contextmanager
+def full(store: Store, monkeypatch: pytest.MonkeyPatch, room: int = 0) -> Iterator[None]:
+    """No file of the store's folder may be longer than `room` bytes; temporary ones lie
+    elsewhere."""
+    (store.folder.parent / "elsewhere").mkdir(exist_ok=True)
+    sync = os.fsync
+
+    def refuses(number: int) -> None:
+        this = os.fstat(number)
+        here = any(os.path.samestat(this, one.stat()) for one in store.folder.rglob("*"))
+        if here and this.st_size > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(store.folder.parent / "elsewhere"))
+        patch.setattr(os, "fsync", refuses)
+        yield
+
+
+def test_a_full_disk_leaves_no_half_line_and_what_was_missed_is_added(
+    store: Store, scored: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = store.folder / FILE
+    with Spool(store, pause=60) as spool, held(store):
+        spool.add([scored(1)])
+        with full(store, monkeypatch, room=file.stat().st_size):
+            spool.add([scored(2)])
+            assert len(file.read_bytes().splitlines()) == 1
+        spool.add([scored(3)])
+        rows = [json.loads(line) for line in file.read_bytes().splitlines()]
+        assert [row["score"] for row in rows] == [1.0, 2.0, 3.0]
+        assert spool.waiting == 3
+
+
+def test_what_waits_at_the_end_on_a_full_disk_is_kept_elsewhere(
+    store: Store, scored: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = store.folder / FILE
+    spool = Spool(store, pause=60)
+    with held(store), full(store, monkeypatch):
+        spool.add([scored(1), scored(2)])
+        with pytest.raises(StoreError, match="2 predictions still wait for") as told:
+            spool.close()
+    (kept,) = (store.folder.parent / "elsewhere").glob("*/waiting.jsonl")
+    assert f"is kept in {kept}: once there is room, and before the next start" in str(told.value)
+    assert "lost" not in str(told.value)
+    kept.rename(file)
+    with Spool(store, pause=0.02) as after:
+        until_written(after)
+    assert scores(store) == [1.0, 2.0]
+
+
+def test_what_can_be_kept_nowhere_is_said_to_be_lost(
+    store: Store, scored: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(store, pause=60)
+    with held(store), full(store, monkeypatch):
+        spool.add([scored(1)])
+        (store.folder / "there").mkdir()
+        monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(store.folder / "there"))
+        with pytest.raises(StoreError, match=r"1 prediction still waits .*; lost$"):
+            spool.close()
+    Spool(store).close()  # the folder is free
 
 
 def test_postgresql_gone_and_back(tmp_path: Path, scored: Make) -> None:

@@ -1,4 +1,5 @@
-"""What a command writes at its end: where that fails it answers all the same, and says so."""
+"""What a command writes at its end: where that fails, or is interrupted, it answers all the same,
+and says so."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blemish import interrupts
 from blemish.cli import console
-from blemish.cli.status import ERROR
+from blemish.cli.status import BY_SIGNAL, ERROR
 from blemish.errors import OutputError
 from blemish.files import cannot_write, or_elsewhere
 
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
 
 
 class Writing:
-    """What could not be written so far: `errors`, in their order."""
+    """What could not be written so far: `errors`, in their order, and `stopped` where the process
+    was asked to end meanwhile: then nothing more is written."""
 
     def __init__(self) -> None:
         self.errors: list[OutputError] = []
+        self.stopped: interrupts.Interrupted | None = None
 
     @contextmanager
     def tried(self, then: str = "") -> Iterator[None]:
@@ -42,11 +46,17 @@ class Writing:
 
         Returns: `path` where it is there now; None where it is not, or nothing was asked for.
         """
+        if path is None or self.stopped:
+            return None
         before = len(self.errors)
-        if path is not None:
+        try:
             with self.tried():
                 what = "what is there" if folder else "it"
                 or_elsewhere(path, write, f"once there is room, move {what} to {path}")
+        except KeyboardInterrupt as error:
+            said = f"interrupted while {path} was written, which is not whole; the figures are"
+            self.stopped = interrupts.Interrupted(said, interrupts.number_of(error))
+            return None
         return path if len(self.errors) == before else None
 
     def answer(
@@ -62,16 +72,17 @@ class Writing:
 
         Args: status: the exit status where everything was written.
         """
-        if not self.errors:
+        failed: list[BaseException] = [*self.errors, *([self.stopped] if self.stopped else [])]
+        if not failed:
             console.answer(document, human, as_json=as_json)
             return status
-        message = "; ".join(map(str, self.errors))
-        error = {"kind": OutputError.__name__, "message": f"blemish: {message}"}
+        message = "; ".join(map(str, failed))
+        error = {"kind": type(failed[-1]).__name__, "message": f"blemish: {message}"}
         console.answer({**document, "error": error}, human, as_json=as_json)
         if not as_json:
-            for one in self.errors:
+            for one in failed:
                 console.complain(f"blemish: {one}")
-        return ERROR
+        return BY_SIGNAL + self.stopped.number if self.stopped else ERROR
 
 
 def _with(error: OutputError, then: str) -> OutputError:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from blemish.data.flange import DEFECTS, picture
 from blemish.errors import ConfigError, OutputError
-from blemish.files import cannot_write, uri_of, write_whole
+from blemish.files import cannot_write, taken_back, uri_of, write_whole
 from blemish.types import Progress, silent
 
 SMALLEST, LARGEST = 64, 2048  # sides in pixels
@@ -91,9 +91,11 @@ def write_synthetic(
                 mask = folder / "ground_truth" / kind / f"{file.stem}_mask.png"
                 write_whole(mask, _png(made.mask.astype(np.uint8) * 255), picture=True)
             write_whole(folder / file, _png(made.pixels), picture=True)
-    except BaseException:  # half a data set looks like a whole one
+    except BaseException as error:  # half a data set looks like a whole one
         for name in ("train", "test", "ground_truth"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        if isinstance(error, OutputError):
+            raise taken_back(error, done, len(wanted)) from error
         raise
     progress("drawing", len(wanted), len(wanted))
     return Synthetic(

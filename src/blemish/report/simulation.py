@@ -32,7 +32,7 @@ from blemish.data.splits import few_shot
 from blemish.data.stream import unreadable
 from blemish.data.transforms import Preprocessing, prepare
 from blemish.errors import ConfigError, OutputError
-from blemish.files import check_writable, write_whole
+from blemish.files import check_writable, taken_back, write_whole
 from blemish.images import Picture
 from blemish.methods.adaptation import attention_entropy
 from blemish.report.heatmap import ATTENTION_SCALE, attention_overlay, save_png
@@ -127,7 +127,7 @@ def simulate(
         size = guide.size_near(*size)
     files, failures, entropies = list[Path](), list[Failure](), list[float]()
     pages = _pages(drawn, size, window, seed, failures, progress)
-    with _whole(files):
+    with _whole(files, len(drawn)):
         for number, page in enumerate(pages, start=1):
             images = torch.stack([each.image for each in page])
             if chosen.needs_attention:
@@ -144,14 +144,17 @@ def simulate(
 
 
 @contextmanager
-def _whole(files: list[Path]) -> Iterator[None]:
+def _whole(files: list[Path], pictures: int) -> Iterator[None]:
     """Where what is inside fails, the files go: a folder that has a contact sheet is refused, and
     without one its pictures would be taken for those of parts."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for file in files:
             file.unlink(missing_ok=True)
+        if isinstance(error, OutputError):
+            written = sum(file.name.endswith("_mask.png") for file in files)
+            raise taken_back(error, written, pictures) from error
         raise
 
 

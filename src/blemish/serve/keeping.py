@@ -32,7 +32,7 @@ from blemish.types import Prediction
 
 _PATIENCE = 2.0  # seconds that an answer waits for its row
 _MOST = 512  # rows of a transaction
-_HOUR = 3600.0
+_MINUTE, _HOUR = 60.0, 3600.0
 
 
 @dataclass(eq=False)
@@ -40,9 +40,21 @@ class _Waiting:
     """A row that is to be written."""
 
     row: Scored
+    note: str = ""  # why it is not in the store, once the future is done
     id: asyncio.Future[int | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What became of a prediction.
+
+    Attributes: id: in the store, None where that is not known. notes: what is not kept, or not yet.
+    """
+
+    id: int | None
+    notes: tuple[str, ...] = ()
 
 
 class Keeper:
@@ -59,10 +71,10 @@ class Keeper:
         self._media = ThreadPoolExecutor(2, thread_name_prefix="blemish-media")
         self._writing: asyncio.Task[None] | None = None
         self._cleaning = asyncio.create_task(self._clean())
-        self._told = 0.0
+        self._told: dict[str, float] = {}
 
-    async def keep(self, upload: Upload, found: Prediction, served: Served) -> int | None:
-        """Write down a prediction, with its picture; gives its id, None where that is not known."""
+    async def keep(self, upload: Upload, found: Prediction, served: Served) -> Kept:
+        """Write down a prediction, with its picture."""
         told = {"model": served.name, "version": served.version, "source": upload.source}
         told["space"] = served.detector.descriptor_space
         row = await self._in(self._media, partial(Scored.of, found, **told))  # off the loop
@@ -74,10 +86,13 @@ class Keeper:
         is_gone = self.spool.waiting > 0  # no answer waits for a store that is gone
         try:
             async with asyncio.timeout(_PATIENCE):
-                await media
-                return None if is_gone else await asyncio.shield(waiting.id)
+                note = await media
+                id = None if is_gone else await asyncio.shield(waiting.id)
         except TimeoutError:
-            return None
+            return Kept(id=None)
+        fault = self.spool.fault
+        waits = _waits(fault) if is_gone and fault is not None else waiting.note
+        return Kept(id=id, notes=tuple(filter(None, (waits, note))))
 
     async def note_version(self, file: ModelFile, detector: Detector) -> None:
         """Write down what a version is, where it is not known yet. Raises: StoreError."""
@@ -88,7 +103,12 @@ class Keeper:
         self._cleaning.cancel()
         if self._writing is not None:
             await self._writing
-        await self._in(self._writer, self.spool.close)
+        try:
+            await self._in(self._writer, self.spool.close)
+        except BlemishError as error:
+            self._log.warn(
+                "predictions were not written", reason=str(error), kind=type(error).__name__
+            )
         self._writer.shutdown(wait=True)
         self._media.shutdown(wait=True)
         self.store.close()
@@ -107,19 +127,26 @@ class Keeper:
             taken, self._rows = self._rows[:_MOST], self._rows[_MOST:]
             rows = [one.row for one in taken]
             ids: list[int] | None = None
+            note = ""
             try:
                 ids = await self._in(self._writer, self.spool.add, rows)
-            except BlemishError as error:
-                self._complain("predictions are lost", error, rows=len(rows))
-            if self.spool.fault is not None:
-                self._complain("predictions wait for the store", self.spool.fault)
+            except BlemishError as error:  # each time: nothing else remembers them
+                note, why = f"not kept: {error}", type(error).__name__
+                self._log.warn("predictions are lost", reason=str(error), kind=why, rows=len(rows))
+            else:
+                fault = self.spool.fault
+                if fault is not None:
+                    self._complain("predictions wait for the store", fault)
+                    note = _waits(fault)
             known: Sequence[int | None] = ids or [None] * len(rows)
             for one, id in zip(taken, known, strict=True):
+                one.note = "" if ids else note
                 if not one.id.done():
                     one.id.set_result(id)
 
-    def _put(self, upload: Upload, found: Prediction, served: Served) -> None:
-        """In a thread: the files of a prediction. What cannot be written is told and left out."""
+    def _put(self, upload: Upload, found: Prediction, served: Served) -> str:
+        """In a thread: the files of a prediction. What cannot be written is left out, and told: in
+        the log, and as what is returned."""
         store, settings = self.store, self._settings
         try:
             if upload.thumbnail is None:
@@ -132,6 +159,8 @@ class Keeper:
                 store.put_picture(found.digest, _file_of(upload.content))
         except BlemishError as error:
             self._complain("a picture is not kept", error)
+            return str(error)
+        return ""
 
     async def _clean(self) -> None:
         """Every hour what is old, or too much, goes."""
@@ -145,13 +174,19 @@ class Keeper:
             await asyncio.sleep(_HOUR)
 
     def _complain(self, event: str, error: BlemishError, **fields: Any) -> None:
-        """Once a minute, not once a picture."""
-        if time.monotonic() - self._told > 60:
-            self._told = time.monotonic()
+        """Of each event once a minute, not once a picture."""
+        now = time.monotonic()
+        if now - self._told.get(event, -_MINUTE) >= _MINUTE:
+            self._told[event] = now
             self._log.warn(event, reason=str(error), kind=type(error).__name__, **fields)
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
+
+
+def _waits(fault: BlemishError) -> str:
+    """What an answer says of a prediction that is not in the store yet."""
+    return f"not in the store yet, it is written as soon as that can be: {fault}"
 
 
 def _file_of(content: Any) -> bytes:

@@ -23,7 +23,7 @@ from blemish.serve.events import Events
 from blemish.serve.files import ModelFile
 from blemish.serve.following import Follower
 from blemish.serve.jobs import Jobs
-from blemish.serve.keeping import Keeper
+from blemish.serve.keeping import Keeper, Kept
 from blemish.serve.logs import Log
 from blemish.serve.metrics import Metrics
 from blemish.serve.models import Registry, Served
@@ -226,18 +226,18 @@ class Service:
             raise
         self.metrics.of_prediction(served.name, served.version, prediction)
         row = await self.in_pool(prediction.to_dict)  # its regions take a while
-        id = None
+        kept = Kept(id=None)
         if self.keeper is not None:
             began = time.time_ns()
-            id = await self.keeper.keep(upload, prediction, served)
+            kept = await self.keeper.keep(upload, prediction, served)
             upload.times["store"] = (began, time.time_ns())
-        row["id"] = id
+        row |= {"id": kept.id, "notes": [*row["notes"], *kept.notes]}
         for stage, (began, ended) in upload.times.items():
             self.metrics.stages.labels(stage).observe((ended - began) / 1e9)
         if self.spans is not None:
             self.spans.of_picture(upload, model=served.name, version=served.version)
         self.events.publish("prediction", _told(upload, served, prediction, row))
-        return Answer(served=served, prediction=prediction, row=row, id=id)
+        return Answer(served=served, prediction=prediction, row=row, id=kept.id)
 
     async def score_all(self, served: Served, uploads: Sequence[Upload]) -> list[Answer | Refusal]:
         """Score pictures, each for itself: a Refusal in the place of one that cannot be.

@@ -8,7 +8,6 @@ by its key, so nothing is there twice.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,18 @@ from typing import Any, Self
 
 from blemish.config import parse_json
 from blemish.errors import BlemishError, ConfigError, OutputError, StoreError
-from blemish.files import ROWS_BYTES, locked, read_whole, write_whole
+from blemish.files import (
+    ROWS_BYTES,
+    append_whole,
+    locked,
+    or_elsewhere,
+    read_whole,
+    write_whole,
+)
 from blemish.store.descriptor import Descriptor
 from blemish.store.records import Scored
 from blemish.store.store import Store
+from blemish.text import pluralize
 
 FILE = "waiting.jsonl"
 SERVICES = 16  # that may share a folder, each with a file of its own
@@ -56,6 +63,7 @@ class Spool:
         self._store, self._most, self._largest, self._pause = store, most, largest, pause
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
+        self._behind = False  # whether some wait that the file does not hold
         self._lock = threading.Lock()  # of the two above and the file
         self._writing = threading.Lock()  # held while the store is written to, so in order
         self._closed = threading.Event()
@@ -119,14 +127,29 @@ class Spool:
         return self.waiting
 
     def close(self) -> None:
-        """Try once more, and leave what waits still in the file."""
+        """Try once more, and leave what waits still in the file.
+
+        Raises: StoreError where the file cannot be written: it says where they are kept, or that
+            they are lost.
+        """
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
-        if self.flush():
-            with suppress(OutputError), self._lock:
-                write_whole(self._file, b"".join(self._waiting))
-        self._open.close()
+        with self._open:
+            if self.flush():
+                self._leave()
+
+    def _leave(self) -> None:
+        """Write all that waits to the file, or elsewhere. Raises: StoreError as `close`."""
+        with self._lock:
+            number, content = len(self._waiting), b"".join(self._waiting)
+        then = f"once there is room, and before the next start, move it to {self._file}"
+        try:
+            or_elsewhere(self._file, lambda place: write_whole(place, content), then)
+        except OutputError as error:
+            kept = "" if then in str(error) else "; lost"
+            wait = f"{pluralize(number, 'prediction')} still wait{'s' if number == 1 else ''}"
+            raise StoreError(f"{wait} for {self._store.name}: {error}{kept}") from error
 
     def _keep(self, rows: Sequence[Scored]) -> None:
         lines = [_line(row) for row in rows]
@@ -144,16 +167,17 @@ class Spool:
             self._write(lines)
 
     def _write(self, lines: Sequence[bytes]) -> None:
-        """Add to the file. What cannot be written stays in memory: a full disk may be why it
-        waits."""
+        """Add to the file. What cannot be written stays in memory, and is added with the next: a
+        full disk may be why it waits."""
+        behind, self._behind = self._behind, True
         with suppress(OSError, OutputError):
-            if self._file.is_file() and self._file.stat().st_size > 2 * self._largest:
-                write_whole(self._file, b"".join(self._waiting))  # without what was written since
-                return
-            with self._file.open("ab") as file:
-                file.write(b"".join(lines))
-                file.flush()
-                os.fsync(file.fileno())
+            long = self._file.is_file() and self._file.stat().st_size > 2 * self._largest
+            if long or behind:  # without what was written since, and with what could not be added
+                write_whole(self._file, b"".join(self._waiting))
+            else:
+                with self._file.open("ab", buffering=0) as file:
+                    append_whole(file, b"".join(lines), sync=True)
+            self._behind = False
 
     def _first(self) -> list[bytes]:
         with self._lock:
@@ -165,6 +189,7 @@ class Spool:
             for _ in range(number):
                 self._bytes -= len(self._waiting.popleft())
             if not self._waiting:
+                self._behind = False
                 with suppress(OSError):
                     self._file.unlink()
 

@@ -4,8 +4,9 @@ In three steps, each among what the one before has left:
 
 1. labelled defects that choose, where there are five of them or more;
 2. generated defects;
-3. time: of what these pictures cannot tell apart, the quickest; where others take less than a fifth
-   more, which a busy machine may do, the best of these.
+3. arithmetic: of what these pictures cannot tell apart, what needs least of it for a picture; where
+   others need less than a fifth more, the best of these. Time does not decide, as a busy machine
+   changes it, and the same pictures are to give the same advice.
 
 A step leaves the candidate with the highest AUROC, and those that are not told from it: the 95 %
 interval of the difference, over the same draws of pictures, holds 0, and the difference is not
@@ -25,7 +26,7 @@ from blemish.text import pluralize
 LITTLE = 0.02  # of AUROC: what may be given up for time where pictures cannot tell
 ENOUGH = 5  # labelled defects by which to choose
 CEILING = 0.995
-AS_QUICK = 1.2
+AS_LITTLE = 1.2  # times the least arithmetic; and times the least time
 _SURE, _FAIRLY = 0.95, 0.8  # of the draws
 
 
@@ -34,12 +35,13 @@ class Contender:
     """A candidate that has been measured.
 
     Attributes:
-        label: how people call it. seconds: for a picture.
+        label: how people call it. seconds, flops: for a picture, as of `costs.measure`.
         generated, labelled: its row of `evidence.aurocs`; None where there is none.
     """
 
     label: str
     seconds: float
+    flops: float
     generated: Values | None
     labelled: Values | None = None
 
@@ -82,16 +84,16 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
         if not found:
             continue
         known = found
-        best, left = _not_told_apart(known, [one.seconds for one in contenders])
+        best, left = _not_told_apart(known, [one.flops for one in contenders])
         judged.append(what)
         reasons += _reasons(what, contenders, known, best, left)
     if not judged:
         return None
-    quickest = AS_QUICK * min(contenders[at].seconds for at in left)
-    quick = [at for at in left if contenders[at].seconds <= quickest]
-    chosen = max(quick, key=lambda at: known[at][0])
+    least = AS_LITTLE * min(contenders[at].flops for at in left)
+    cheap = [at for at in left if contenders[at].flops <= least]
+    chosen = max(cheap, key=lambda at: (known[at][0], -contenders[at].flops))
     if len(left) > 1:
-        reasons.append(_quickest(contenders, chosen, left))
+        reasons += _costs(contenders, chosen, left)
     within = _within(contenders, chosen, labelled >= ENOUGH)
     return Advice(
         chosen=chosen,
@@ -105,10 +107,10 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
     )
 
 
-def _not_told_apart(known: dict[int, Values], seconds: Sequence[float]) -> tuple[int, list[int]]:
-    """The best of some candidates, the quickest of several that are equal, and all that these
-    pictures do not tell from it, itself included."""
-    best = max(known, key=lambda at: (known[at][0], -seconds[at]))
+def _not_told_apart(known: dict[int, Values], flops: Sequence[float]) -> tuple[int, list[int]]:
+    """The best of some candidates, of several that are equal the one with the least arithmetic, and
+    all that these pictures do not tell from it, itself included."""
+    best = max(known, key=lambda at: (known[at][0], -flops[at]))
     left = [best]
     for at, row in known.items():
         apart = difference(known[best], row)
@@ -155,16 +157,29 @@ def _reasons(
     return said
 
 
-def _quickest(contenders: Sequence[Contender], chosen: int, left: Sequence[int]) -> str:
-    slowest = max(left, key=lambda at: contenders[at].seconds)
-    mine, others = contenders[chosen].seconds, contenders[slowest].seconds
-    label = contenders[chosen].label
-    if others <= AS_QUICK * mine:
-        return f"They take about as long, {1000 * mine:.3g} ms a picture; {label} is best."
-    return (
-        f"Of these {label} is the quickest: {1000 * mine:.3g} ms a picture, "
-        f"{contenders[slowest].label} takes {1000 * others:.3g} ms."
-    )
+def _costs(contenders: Sequence[Contender], chosen: int, left: Sequence[int]) -> list[str]:
+    """Why the chosen one of those that are left, and whether another one was quicker here."""
+    mine = contenders[chosen]
+    most = max((contenders[at] for at in left), key=lambda one: one.flops)
+    if most.flops <= AS_LITTLE * mine.flops:
+        said = [f"They need about as much arithmetic; of these {mine.label} is best."]
+    else:
+        said = [
+            f"Of these {mine.label} needs the least arithmetic, or nearly: {_billions(mine)} a "
+            f"picture, {most.label} needs {_billions(most)}."
+        ]
+    quick = min((contenders[at] for at in left), key=lambda one: one.seconds)
+    if AS_LITTLE * quick.seconds < mine.seconds:
+        said.append(
+            f"In this run {quick.label} was quicker, {1000 * quick.seconds:.3g} ms a picture, and "
+            f"{mine.label} took {1000 * mine.seconds:.3g} ms. Such times change with what else the "
+            "machine does, so they do not decide."
+        )
+    return said
+
+
+def _billions(one: Contender) -> str:
+    return f"{one.flops / 1e9:.3g} GFLOP"
 
 
 def _within(contenders: Sequence[Contender], chosen: int, labelled: bool) -> float:

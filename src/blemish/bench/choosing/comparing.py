@@ -346,6 +346,7 @@ class _Failed:
 @dataclass(frozen=True, kw_only=True)
 class _Costs:
     latency_p50_ms: Positive
+    flops: NotNegative
     artifact_mib: NotNegative
 
 

@@ -113,6 +113,7 @@ def findings(
         Contender(
             label=one.candidate.label,
             seconds=one.seconds,
+            flops=one.row["efficiency"]["flops"],
             generated=None if by_generated is None else by_generated[at],
             labelled=None if by_labelled is None else by_labelled[at],
         )
@@ -204,10 +205,12 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
     if plan.reduced < 1:
         notes.append(
             f"There was time for {100 * plan.reduced:.0f} % of the pictures: learned from "
-            f"{len(plan.division.learned)}. More --minutes, in another --output, use more."
+            f"{len(plan.division.learned)}. A busier machine uses fewer, and may advise otherwise; "
+            "more --minutes, in another --output, use more."
         )
     notes += _small(found, labelled, plan.smallest)
     notes += _unseen(found.standings)
+    notes += _timed(found.standings)
     notes += _flattered(found.standings)
     notes += _alike(found.standings)
     late = [one for one in found.standings if one.false_alarms and one.row["rate"] is not None]
@@ -249,6 +252,15 @@ def _unseen(standings: Sequence[Standing]) -> list[str]:
         f"{UNSEEN} {', '.join(labels)}: the training ended before it had seen every picture once, "
         "so these figures say little of what it can do. More --minutes, in another --output, or "
         "fewer candidates let it train longer."
+    ] if labels else []  # fmt: skip
+
+
+def _timed(standings: Sequence[Standing]) -> list[str]:
+    """Candidates whose training the minutes have shaped."""
+    labels = [one.candidate.label for one in standings if one.row.get("minutes") is not None]
+    return [
+        f"{', '.join(labels)}: trained for as long as there was time, so a run on another machine, "
+        "or on a busier one, may give other figures, and other advice."
     ] if labels else []  # fmt: skip
 
 
