@@ -8,10 +8,10 @@ choice that looks at test labels.
 The machinery is that of `blemish compare`: some good training pictures are learned from, others are
 left out, and defects are generated in these. The test pictures are scored in the same runs, and
 take no part in the choice. A row is one data set: of every candidate the AUROC by generated defects
-and by the test's, with intervals of 95 %; which is `chosen` (as `blemish compare` chooses, by time
-among equals), and which has the highest AUROC by generated defects (`highest`) or by the test's
-(`looked`). `cost`: points of test AUROC by which `looked` lies above `chosen`. Rows that the file
-holds already are not made again; there is none where a candidate was not measured, for want of
+and by the test's, with intervals of 95 %; which is `chosen` (as `blemish compare` chooses, by
+arithmetic among equals), and which has the highest AUROC by generated defects (`highest`) or by the
+test's (`looked`). `cost`: points of test AUROC by which `looked` lies above `chosen`. Rows that the
+file holds already are not made again; there is none where a candidate was not measured, for want of
 time (`--minutes`) say, and with `--folder` the same command goes on.
 """
 
