@@ -187,7 +187,7 @@ def test_only_broken_pictures(run: Run, refused: Refused, part: Path, tmp_path: 
         ("--backbone dinov2_vits15", "did you mean 'dinov2_vits14'?"),
         ("--set bank_sise=3", "unknown setting 'bank_sise'; did you mean 'bank_size'?"),
         ("--set bank_size", "'bank_size' is not of the form key=value"),
-        ("--set textures=x", "knn has no setting 'textures', which only draem has"),
+        ("--set textures=x", "knn has no setting 'textures', which only draem has; leave it out"),
         ("--time-budget 4 --compute-budget 4", "--compute-budget 4: give one of them"),
         ("--recipe bets", "unknown recipe of knn 'bets'; did you mean 'best'?"),
         ("--layers 99", "layer 99 does not exist"),
@@ -207,6 +207,17 @@ def test_settings_that_cannot_be(
     refused: Refused, good_folder: Path, tmp_path: Path, options: str, said: str
 ) -> None:
     assert said in refused("fit knn", good_folder, "-o", tmp_path / "x", FIT, options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_settings_of_the_normality_detector_are_named_as_such(
+    refused: Refused, good_folder: Path, tmp_path: Path
+) -> None:
+    fit = ("fit lda", good_folder, "-o", tmp_path / "x", FIT, "--set neighbours=3")
+    said = refused(*fit)
+    assert "lda has no setting 'neighbours', which only patchcore, knn, " in said
+    assert "is given as normality_settings=neighbours=VALUE, others are left out" in said
+    assert " image_size, " in said[said.index("Settings of lda: ") :]
     assert not (tmp_path / "x").exists()
 
 

@@ -180,6 +180,38 @@ def test_what_was_hardly_trained_is_marked(
     assert note in report
 
 
+def test_times_do_not_change_what_is_taken(
+    run: Run, good_folder: Path, tmp_path: Path, here: list[dict[str, Any]]
+) -> None:
+    """As of the same pictures on a busy machine: of candidates that these do not tell apart the
+    same one is taken, whichever was quicker."""
+    out = tmp_path / "out"
+    command = ("compare", good_folder, TINY, *FIRST, "-o", out)
+    run(*command)
+    rows = rows_of(out)
+    taken = set()
+    for quick in range(len(rows)):
+        for at, row in enumerate(rows):
+            row["scores"] = rows[0]["scores"]
+            row["efficiency"]["latency_p50_ms"] = 1.0 if at == quick else 50.0
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (out / "rows.jsonl").write_text(lines)
+        document = json.loads(run(*command, "--json")[1])
+        assert len(document["alike"]) == len(rows) - 1
+        taken.add(document["chosen"])
+        named = [one for one in document["reasons"] if "In this run" in one]
+        assert len(named) == (rows[quick]["label"] != document["chosen"])
+        assert all(one.startswith(f"In this run {rows[quick]['label']} ") for one in named)
+    least = min(rows, key=lambda row: row["efficiency"]["flops"])
+    assert taken == {least["label"]}
+    said = run(*command)[1]
+    assert "trained for as long as there was time" not in said
+    rows[0]["minutes"] = 0.5
+    (out / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    note = f"notice: {rows[0]['label']}: trained for as long as there was time, so a run on another"
+    assert note in run(*command)[1]
+
+
 def test_features_are_shared_and_change_no_score(
     run: Run, good_folder: Path, tmp_path: Path, here: list[dict[str, Any]], monkeypatch: Any
 ) -> None:

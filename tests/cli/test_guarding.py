@@ -186,6 +186,7 @@ def test_only_names_of_arguments_become_options() -> None:
         ("image_size.png: x", "image_size.png: x"),
         ("--set image_size is too small.", "--set image_size is too small."),
         ("unknown setting 'x'; did you mean 'image_size'? Known: bank, image_size, seed",) * 2,
+        ("lda has no setting 'x'; leave it out. Settings of lda: image_size, seed",) * 2,
         ('a.rows: holds "image_size"', 'a.rows: holds "image_size"'),
         ("suite.toml: tile and image_size: give one", "suite.toml: tile and image_size: give one"),
         ("image_size-3 and 3-image_size", "image_size-3 and 3-image_size"),

@@ -193,7 +193,7 @@ def test_evaluate_prints_its_figures_where_it_is_interrupted_while_it_draws(
     assert "13 pictures: 6 good, 7 defective" in said
     assert "At the stored threshold of " in said
     assert "Written: " not in said
-    assert f"interrupted while {out} was written, which is not whole" in err
+    assert f"interrupted before all of {out} was written; what is printed here is whole" in err
     assert not report.exists()  # asked to end, it begins nothing more
     assert json.loads(document)["image_auroc"] == 1.0
     assert json.loads(document)["error"]["kind"] == "Interrupted"

@@ -33,6 +33,7 @@ _TOLD = (ConfigError, CalibrationError, DataError, ExportError)
 _OF_SETTINGS = (".json", ".toml")  # files whose keys are not the options
 # What a folder of pictures says of them in: labels, boxes, lists, and settings.
 _OF_DATA = (".csv", ".tsv", ".txt", ".parquet", ".json", ".xml", ".toml")
+_LISTS = r"( Known: | Settings of \w+: )"  # after which keys stand, which are no options
 # How results of blemish begin: regions of `predict`, and graphs of `export`.
 _OWN = (
     b'{"info": {"description": "regions of defects, by blemish"}',
@@ -109,7 +110,7 @@ def with_options(message: str, options: Mapping[str, str], given: Iterable[str] 
     names = head.split(" and ")
     if colon and head not in given and all(name in options for name in names):
         message = f"{' and '.join(options[name] for name in names)}: {rest}"
-    message, mark, known = message.partition(" Known: ")
+    message, mark, known = (*re.split(_LISTS, message, maxsplit=1), "", "")[:3]
     kept = [one for one in given if any(name in one for name in options)]
     as_given = "|".join(map(re.escape, sorted(kept, key=len, reverse=True))) or "(?!)"
     for name, option in options.items():

@@ -54,7 +54,7 @@ class Writing:
                 what = "what is there" if folder else "it"
                 or_elsewhere(path, write, f"once there is room, move {what} to {path}")
         except KeyboardInterrupt as error:
-            said = f"interrupted while {path} was written, which is not whole; the figures are"
+            said = f"interrupted before all of {path} was written; what is printed here is whole"
             self.stopped = interrupts.Interrupted(said, interrupts.number_of(error))
             return None
         return path if len(self.errors) == before else None

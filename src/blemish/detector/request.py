@@ -80,9 +80,15 @@ def _check_whose(name: str, config: object, kinds: Mapping[str, type], keys: Ite
     for key in keys:
         having = [other for other, kind in kinds.items() if key in _settings_of(kind)]
         if having and key not in own:
+            what = "leave it out, or choose another"
+            if "normality_settings" in own:
+                what = (
+                    f"one of the normality detector is given as normality_settings={key}=VALUE, "
+                    "others are left out"
+                )
             raise ConfigError(
                 f"{name} has no setting {key!r}, which only {', '.join(having)} "
-                f"{'has' if len(having) == 1 else 'have'}; leave it out, or choose another. "
+                f"{'has' if len(having) == 1 else 'have'}; {what}. "
                 f"Settings of {name}: {', '.join(sorted(own))}"
             )
 
