@@ -4,13 +4,15 @@ In three steps, each among what the one before has left:
 
 1. labelled defects that choose, where there are five of them or more;
 2. generated defects;
-3. arithmetic: of what these pictures cannot tell apart, what needs least of it for a picture; where
+3. arithmetic: of those within half a point of the best, what needs least of it for a picture; where
    others need less than a fifth more, the best of these. Time does not decide, as a busy machine
    changes it, and the same pictures are to give the same advice.
 
-A step leaves the candidate with the highest AUROC, and those that are not told from it: the 95 %
-interval of the difference, over the same draws of pictures, holds 0, and the difference is not
-above two points, which few pictures alone may hide.
+The first two leave the candidate with the highest AUROC, and those that are not told from it: the
+95 % interval of the difference, over the same draws of pictures, holds 0, and the difference is not
+above two points, which few pictures alone may hide. What is cheaper and not told from the chosen
+one is named, for whom time counts; it is not chosen, as the pictures speak against it, if not
+loudly, and as real defects may be smaller than generated ones, which larger sizes see.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import numpy as np
 from blemish.bench.choosing.evidence import Estimate, Values, difference
 from blemish.text import pluralize
 
-LITTLE = 0.02  # of AUROC: what may be given up for time where pictures cannot tell
+LITTLE = 0.02  # of AUROC: what pictures that cannot tell may hide
+NEARLY = 0.005  # of AUROC: what is given up for less arithmetic
 ENOUGH = 5  # labelled defects by which to choose
 CEILING = 0.995
 AS_LITTLE = 1.2  # times the least arithmetic; and times the least time
@@ -89,11 +92,9 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
         reasons += _reasons(what, contenders, known, best, left)
     if not judged:
         return None
-    least = AS_LITTLE * min(contenders[at].flops for at in left)
-    cheap = [at for at in left if contenders[at].flops <= least]
-    chosen = max(cheap, key=lambda at: (known[at][0], -contenders[at].flops))
+    chosen = _cheapest(contenders, {at: known[at][0] for at in left})
     if len(left) > 1:
-        reasons += _costs(contenders, chosen, left)
+        reasons += _costs(contenders, chosen, {at: known[at][0] for at in left})
     within = _within(contenders, chosen, labelled >= ENOUGH)
     return Advice(
         chosen=chosen,
@@ -117,6 +118,18 @@ def _not_told_apart(known: dict[int, Values], flops: Sequence[float]) -> tuple[i
         if at != best and apart.low <= 0 and apart.value <= LITTLE:
             left.append(at)
     return best, sorted(left)
+
+
+def _cheapest(
+    contenders: Sequence[Contender], aurocs: dict[int, float], margin: float = NEARLY
+) -> int:
+    """Of those no farther than `margin` from the best, the one with the least arithmetic; of
+    several that need about as much, the best."""
+    top = max(aurocs.values())
+    near = [at for at, auroc in aurocs.items() if top - auroc <= margin]
+    least = AS_LITTLE * min(contenders[at].flops for at in near)
+    cheap = [at for at in near if contenders[at].flops <= least]
+    return max(cheap, key=lambda at: (aurocs[at], -contenders[at].flops))
 
 
 def _reasons(
@@ -157,19 +170,30 @@ def _reasons(
     return said
 
 
-def _costs(contenders: Sequence[Contender], chosen: int, left: Sequence[int]) -> list[str]:
-    """Why the chosen one of those that are left, and whether another one was quicker here."""
-    mine = contenders[chosen]
-    most = max((contenders[at] for at in left), key=lambda one: one.flops)
-    if most.flops <= AS_LITTLE * mine.flops:
-        said = [f"They need about as much arithmetic; of these {mine.label} is best."]
-    else:
-        said = [
-            f"Of these {mine.label} needs the least arithmetic, or nearly: {_billions(mine)} a "
-            f"picture, {most.label} needs {_billions(most)}."
-        ]
-    quick = min((contenders[at] for at in left), key=lambda one: one.seconds)
-    if AS_LITTLE * quick.seconds < mine.seconds:
+def _costs(contenders: Sequence[Contender], chosen: int, aurocs: dict[int, float]) -> list[str]:
+    """Why the chosen one of those that are left, what is cheaper, and what was quicker here."""
+    mine, others = contenders[chosen], [contenders[at] for at in aurocs]
+    top = max(aurocs.values())
+    near = [contenders[at] for at, auroc in aurocs.items() if top - auroc <= NEARLY]
+    most = max(near, key=lambda one: one.flops)
+    said = []
+    if most.flops > AS_LITTLE * mine.flops:
+        said.append(
+            f"Of those within {100 * NEARLY:g} points of the best {mine.label} needs the least "
+            f"arithmetic, or nearly: {_billions(mine)} a picture, {most.label} needs "
+            f"{_billions(most)}."
+        )
+    low = _cheapest(contenders, aurocs, margin=1.0)
+    cheap = contenders[low]
+    if AS_LITTLE * cheap.flops < mine.flops:
+        said.append(
+            f"Where time counts: {cheap.label} needs {_billions(cheap)} a picture, {mine.label} "
+            f"{_billions(mine)}, and lies {_points(aurocs[chosen] - aurocs[low])} points below."
+        )
+    if not said:
+        said.append(f"They need about as much arithmetic; of these {mine.label} is best.")
+    quick = min(others, key=lambda one: one.seconds)
+    if AS_LITTLE * quick.seconds < mine.seconds and quick is not cheap:
         said.append(
             f"In this run {quick.label} was quicker, {1000 * quick.seconds:.3g} ms a picture, and "
             f"{mine.label} took {1000 * mine.seconds:.3g} ms. Such times change with what else the "

@@ -324,7 +324,7 @@ def document(compared: Compared, found: Findings) -> dict[str, Any]:
 
 HEAD = (
     *("", "candidate", "AUROC, generated", "AUROC, labelled", "AUPRO, generated", "false alarms"),
-    *("ms a picture", "memory MiB", "size MiB", "fit"),
+    *("GFLOP", "ms a picture", "memory MiB", "size MiB", "fit"),
 )
 
 
@@ -344,6 +344,7 @@ def table(found: Findings) -> list[tuple[str, ...]]:
                 percent(one.labelled),
                 "–" if aupro is None else f"{100 * aupro:.1f}",
                 percent(one.false_alarms),
+                f"{one.row['efficiency']['flops'] / 1e9:.3g}",
                 f"{one.row['efficiency']['latency_p50_ms']:.0f}",
                 "–" if peak is None else f"{peak:,.0f}",
                 f"{one.row['efficiency']['artifact_mib']:.0f}",

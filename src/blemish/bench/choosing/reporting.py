@@ -75,8 +75,8 @@ def verdict(found: Findings) -> str:
         return f"Only {label} was measured."
     if alike:
         return (
-            f"Take {label}: these pictures show none that is better, and of the {1 + len(alike)} "
-            "that they do not tell apart it is among those with the least arithmetic."
+            f"Take {label}: these pictures show none that is better, and "
+            f"{pluralize(len(alike), 'other')} that they do not tell from it."
         )
     some = " of those that were measured" if found.failed or found.missing else ""
     best = "probably the best" if found.advice.doubtful else "the best"
