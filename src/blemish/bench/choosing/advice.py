@@ -4,15 +4,16 @@ In three steps, each among what the one before has left:
 
 1. labelled defects that choose, where there are five of them or more;
 2. generated defects;
-3. arithmetic: of those within half a point of the best, what needs least of it for a picture; where
-   others need less than a fifth more, the best of these. Time does not decide, as a busy machine
-   changes it, and the same pictures are to give the same advice.
+3. arithmetic: of those than which the best is not better for fairly sure, what needs least of it
+   for a picture; where others need less than a fifth more, the best of these. The best is better
+   for fairly sure where it is so by more than half a point, and in four of five draws of the
+   pictures. Time does not decide: a busy machine changes it, and the same pictures are to give the
+   same advice.
 
 The first two leave the candidate with the highest AUROC, and those that are not told from it: the
 95 % interval of the difference, over the same draws of pictures, holds 0, and the difference is not
-above two points, which few pictures alone may hide. What is cheaper and not told from the chosen
-one is named, for whom time counts; it is not chosen, as the pictures speak against it, if not
-loudly, and as real defects may be smaller than generated ones, which larger sizes see.
+above two points, which few pictures alone may hide. What is cheaper, not told from the chosen one
+and yet probably worse is named, for whom time counts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from blemish.bench.choosing.evidence import Estimate, Values, difference
 from blemish.text import pluralize
 
 LITTLE = 0.02  # of AUROC: what pictures that cannot tell may hide
-NEARLY = 0.005  # of AUROC: what is given up for less arithmetic
+NEARLY = 0.005  # of AUROC: what is given up for less arithmetic in any case
 ENOUGH = 5  # labelled defects by which to choose
 CEILING = 0.995
 AS_LITTLE = 1.2  # times the least arithmetic; and times the least time
@@ -92,9 +93,10 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
         reasons += _reasons(what, contenders, known, best, left)
     if not judged:
         return None
-    chosen = _cheapest(contenders, {at: known[at][0] for at in left})
+    known = {at: known[at] for at in left}
+    chosen = _cheapest(contenders, known, _as_good(known))
     if len(left) > 1:
-        reasons += _costs(contenders, chosen, {at: known[at][0] for at in left})
+        reasons += _costs(contenders, chosen, known)
     within = _within(contenders, chosen, labelled >= ENOUGH)
     return Advice(
         chosen=chosen,
@@ -120,16 +122,23 @@ def _not_told_apart(known: dict[int, Values], flops: Sequence[float]) -> tuple[i
     return best, sorted(left)
 
 
+def _as_good(known: dict[int, Values]) -> list[int]:
+    """Those than which the best is not better for fairly sure, itself included."""
+    top = max(known.values(), key=lambda row: float(row[0]))
+    return [
+        at
+        for at, row in known.items()
+        if top[0] - row[0] <= NEARLY or (top[1:] > row[1:]).mean() < _FAIRLY
+    ]
+
+
 def _cheapest(
-    contenders: Sequence[Contender], aurocs: dict[int, float], margin: float = NEARLY
+    contenders: Sequence[Contender], known: dict[int, Values], some: Sequence[int]
 ) -> int:
-    """Of those no farther than `margin` from the best, the one with the least arithmetic; of
-    several that need about as much, the best."""
-    top = max(aurocs.values())
-    near = [at for at, auroc in aurocs.items() if top - auroc <= margin]
-    least = AS_LITTLE * min(contenders[at].flops for at in near)
-    cheap = [at for at in near if contenders[at].flops <= least]
-    return max(cheap, key=lambda at: (aurocs[at], -contenders[at].flops))
+    """Of some the one with the least arithmetic; of several that need about as much, the best."""
+    least = AS_LITTLE * min(contenders[at].flops for at in some)
+    cheap = [at for at in some if contenders[at].flops <= least]
+    return max(cheap, key=lambda at: (known[at][0], -contenders[at].flops))
 
 
 def _reasons(
@@ -170,25 +179,23 @@ def _reasons(
     return said
 
 
-def _costs(contenders: Sequence[Contender], chosen: int, aurocs: dict[int, float]) -> list[str]:
+def _costs(contenders: Sequence[Contender], chosen: int, known: dict[int, Values]) -> list[str]:
     """Why the chosen one of those that are left, what is cheaper, and what was quicker here."""
-    mine, others = contenders[chosen], [contenders[at] for at in aurocs]
-    top = max(aurocs.values())
-    near = [contenders[at] for at, auroc in aurocs.items() if top - auroc <= NEARLY]
-    most = max(near, key=lambda one: one.flops)
+    mine, others = contenders[chosen], [contenders[at] for at in known]
+    most = max((contenders[at] for at in _as_good(known)), key=lambda one: one.flops)
     said = []
     if most.flops > AS_LITTLE * mine.flops:
         said.append(
-            f"Of those within {100 * NEARLY:g} points of the best {mine.label} needs the least "
+            f"Of those than which none is better for fairly sure {mine.label} needs the least "
             f"arithmetic, or nearly: {_billions(mine)} a picture, {most.label} needs "
             f"{_billions(most)}."
         )
-    low = _cheapest(contenders, aurocs, margin=1.0)
+    low = _cheapest(contenders, known, [*known])
     cheap = contenders[low]
     if AS_LITTLE * cheap.flops < mine.flops:
         said.append(
             f"Where time counts: {cheap.label} needs {_billions(cheap)} a picture, {mine.label} "
-            f"{_billions(mine)}, and lies {_points(aurocs[chosen] - aurocs[low])} points below."
+            f"{_billions(mine)}, and lies {_points(known[chosen][0] - known[low][0])} points below."
         )
     if not said:
         said.append(f"They need about as much arithmetic; of these {mine.label} is best.")
