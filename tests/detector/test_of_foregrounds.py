@@ -112,9 +112,9 @@ def test_the_score_is_the_mean_of_as_many_values_as_of_the_whole_picture(method:
         assert (two.anomaly_map[~two.foreground] == values.min()).all()
 
 
-@pytest.mark.parametrize("method", ["guided", "agpnet"])
-def test_trained_methods_that_score_by_their_map(method: str) -> None:
-    more = {"guided": {"score": "map"}, "agpnet": {"score_window": 0.0}}[method]
+@pytest.mark.parametrize("method", ["guided", "agpnet", "spade", "simplenet"])
+def test_other_methods_that_score_by_their_map(method: str) -> None:
+    more = {"guided": {"score": "map"}, "agpnet": {"score_window": 0.0}}.get(method, {})
     detector = fitted(method, calibration_fraction=0.5, **more)
     found = detector.predict(dirty(50))
     assert found.foreground is not None

@@ -59,7 +59,8 @@ def check_foreground(method: Method) -> None:
         return
     raise ConfigError(
         f"foreground: the score of {method.name} with these settings is one of the whole picture, "
-        "not of its map alone; patchcore, knn and padim can leave the background out"
+        "not of its map alone; methods that learn from good pictures alone can leave the "
+        "background out, by their recipe `best`"
     )
 
 
