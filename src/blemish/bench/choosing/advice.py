@@ -186,9 +186,8 @@ def _costs(contenders: Sequence[Contender], chosen: int, known: dict[int, Values
     said = []
     if most.flops > AS_LITTLE * mine.flops:
         said.append(
-            f"Of those than which none is better for fairly sure {mine.label} needs the least "
-            f"arithmetic, or nearly: {_billions(mine)} a picture, {most.label} needs "
-            f"{_billions(most)}."
+            f"{mine.label} needs {_billions(mine)} a picture, {most.label} {_billions(most)}, and "
+            "it is not fairly sure that so much more arithmetic finds more."
         )
     low = _cheapest(contenders, known, [*known])
     cheap = contenders[low]
