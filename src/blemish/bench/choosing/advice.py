@@ -4,11 +4,10 @@ In three steps, each among what the one before has left:
 
 1. labelled defects that choose, where there are five of them or more;
 2. generated defects;
-3. arithmetic: of those than which the best is not better for fairly sure, what needs least of it
-   for a picture; where others need less than a fifth more, the best of these. The best is better
-   for fairly sure where it is so by more than half a point, and in four of five draws of the
-   pictures. Time does not decide: a busy machine changes it, and the same pictures are to give the
-   same advice.
+3. arithmetic: of several that are as good as the best, what needs least of it for a picture; where
+   others need less than a fifth more, the best of these. As good is what lies at most half a point
+   below the best, or falls short of it in fewer than four of five draws of the pictures. Time does
+   not decide: a busy machine changes it, and the same pictures are to give the same advice.
 
 The first two leave the candidate with the highest AUROC, and those that are not told from it: the
 95 % interval of the difference, over the same draws of pictures, holds 0, and the difference is not
@@ -123,7 +122,7 @@ def _not_told_apart(known: dict[int, Values], flops: Sequence[float]) -> tuple[i
 
 
 def _as_good(known: dict[int, Values]) -> list[int]:
-    """Those than which the best is not better for fairly sure, itself included."""
+    """The best, and what is as good: see the head of the module."""
     top = max(known.values(), key=lambda row: float(row[0]))
     return [
         at
