@@ -101,6 +101,14 @@ def test_fit_with_known_defects(
     status, out, _ = run(*fit, mvtec, "--anomaly-type square")
     assert status == 0
     assert "Defects learned from: 4; MVTec layout" in out
+    made = answered(*fit, mvtec, "--anomaly-type square")
+    auroc, alone = (f"{100 * made['taught'][key]:.2f}" for key in ("auroc", "normality_auroc"))
+    said = (
+        f"left out in turn, they score above {auroc} % of the good pictures "
+        f"({alone} % without what the others teach)"
+    )
+    assert said in out
+    assert said in run("inspect", tmp_path / "a")[1]
 
 
 def test_fit_of_the_published_method(

@@ -233,6 +233,7 @@ def _tell_fit(
         "foreground": part,
         "compression": manifest.get("compression"),
         "in_parts": manifest.get("in_parts"),
+        "taught": manifest.get("taught"),
         **{key: data[key] for key in (*told_of_data, "failures", "notes")},
     }
     last = f"Written: {output} in {manifest['seconds']:.1f} s"
@@ -251,6 +252,8 @@ def fit_lines(manifest: Mapping[str, Any]) -> Iterable[str]:
     yield f"Pictures: {data['count']} used{drawn}, {len(data['failures'])} broken"
     if data["defects"]:
         yield f"Defects learned from: {len(data['defects'])}; {data['defects_layout']}"
+    if taught := words.taught(manifest.get("taught")):
+        yield f"  {taught}"
     if resized := words.resized(manifest["preprocessing"]):
         yield f"Input: {resized}"
     if tiles := words.tiles(manifest):

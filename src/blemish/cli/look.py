@@ -191,6 +191,10 @@ def artifact_facts(values: Mapping[str, Any]) -> Facts:
         yield from _training_facts(values["training"])
     for line in words.alike(data):
         yield "", line
+    if data.get("defects"):
+        yield "defects", pluralize(len(data["defects"]), "picture")
+        if taught := words.taught(values.get("taught")):
+            yield "", taught
     yield "recognised", data["layout"]
     yield "broken", f"{pluralize(len(data['failures']), 'picture')} left out"
     yield from _origin_facts(values)

@@ -105,6 +105,8 @@ def refine_lines(change: Refined) -> Iterable[str]:
             f"Found of the added defects: {change.found_before} before, {change.found_after} now, "
             "learned"
         )
+    if taught := words.taught(change.detector.manifest.get("taught")):
+        yield f"Of all defects: {taught}"
     regions = change.detector.record.regions
     if regions is not None and regions.threshold is not None:
         told = regions.threshold

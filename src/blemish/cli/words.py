@@ -116,6 +116,16 @@ def in_parts(told: Mapping[str, Any] | None) -> str:
     )
 
 
+def taught(told: Mapping[str, Any] | None) -> str:
+    """How well labelled defects are told by each other; "" where that is not known."""
+    if not told:
+        return ""
+    return (
+        f"left out in turn, they score above {percent(told['auroc'])} % of the good pictures "
+        f"({percent(told['normality_auroc'])} % without what the others teach)"
+    )
+
+
 def textures(config: Mapping[str, Any]) -> str:
     """What anomalies are made of in training; "" where of no textures."""
     if "textures" not in config:

@@ -44,7 +44,7 @@ from blemish.detector.thresholds import calibrate
 from blemish.detector.ways import HERE, Way, check_usable
 from blemish.errors import DataError
 from blemish.methods import Method, MethodConfig
-from blemish.methods.capabilities import LearnsDefects, LeavesOneOut, Summarises
+from blemish.methods.capabilities import LearnsDefects, LeavesOneOut, Refines, Summarises
 from blemish.methods.foreground import Foreground
 from blemish.methods.selfsupervised import SelfSupervisedConfig
 from blemish.methods.student import Distillation, StudentConfig
@@ -160,7 +160,8 @@ def _fitted(request: Request, way: Way) -> Detector:
     if isinstance(method, LeavesOneOut):
         method.end_leaving_out()
     record = _record(request, built, parts, outcome, calibration, held)
-    record = dataclasses.replace(record, foreground=foreground, in_parts=way.told())
+    taught = method.taught() if isinstance(method, Refines) else None
+    record = dataclasses.replace(record, foreground=foreground, in_parts=way.told(), taught=taught)
     seconds = round(time.perf_counter() - started, 3)
     return detector_of(
         method, dataclasses.replace(record, pretraining=pretraining, seconds=seconds)

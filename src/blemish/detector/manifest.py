@@ -25,6 +25,7 @@ from blemish.methods.compression import Compression
 from blemish.methods.earlier import manifest_of_today
 from blemish.methods.foreground import Foreground
 from blemish.methods.in_parts import InParts
+from blemish.methods.taught import Taught
 from blemish.training.records import (
     CHECKPOINT,
     CheckpointManifest,
@@ -39,7 +40,7 @@ Score = Annotated[float, Range(-3.4e38, 3.4e38)]
 Few = Annotated[int, Range(1, 2**31)]
 # Fields that are left out where there is nothing to say.
 _LEFT_OUT = {"pretraining", "training", "category_features", "refined", "regions", "parts"}
-_LEFT_OUT |= {"foreground", "export", "compression", "in_parts", "second"}
+_LEFT_OUT |= {"foreground", "export", "compression", "in_parts", "second", "taught"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +156,7 @@ class Manifest(Origin):
         foreground: how the part is told from its background; None where that was not asked for.
         compression: how its memory bank was compressed; None where that was not asked for.
         in_parts: how it learned in parts of the pictures; None where it did from all at once.
+        taught: how well its labelled defects are told by each other; None where that is not known.
         data: the pictures. pretraining, training: how these went, where there were any.
         refined: what was added later.
         other: what other versions of blemish have added, as it is.
@@ -182,6 +184,7 @@ class Manifest(Origin):
     foreground: Foreground | None = None
     compression: Compression | None = None
     in_parts: InParts | None = None
+    taught: Taught | None = None
     second: BackboneRecord | None = None
     pretraining: Pretraining | None = None
     training: Training | None = None

@@ -162,8 +162,10 @@ def _with_threshold(
     assert isinstance(method, Method)
     threshold = _threshold(detector, scores, rate)
     record = _record(detector.record, found, added.note, _failures(added, found))
-    given = tuple(scores.values())
-    record = dataclasses.replace(record, threshold=threshold, calibration_scores=given)
+    given, taught = tuple(scores.values()), method.taught()
+    record = dataclasses.replace(
+        record, threshold=threshold, calibration_scores=given, taught=taught
+    )
     return detector_of(method, record)
 
 

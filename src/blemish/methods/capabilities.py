@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from blemish.methods.adaptation import Adapter
     from blemish.methods.base import Method
     from blemish.methods.merging import State
+    from blemish.methods.taught import Taught
 
 Batches = Callable[[], Iterable[Batch]]
 
@@ -142,6 +143,9 @@ class Refines(LearnsDefects, Protocol):
 
     def good_scores(self) -> dict[int, float]:
         """As of `LeavesOneOut`."""
+
+    def taught(self) -> Taught | None:
+        """How well the defects are told by each other; None where that is not known."""
 
 
 @runtime_checkable

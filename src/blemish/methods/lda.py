@@ -56,11 +56,13 @@ from blemish.methods.discriminant import LOOKS, Described, Discriminant
 from blemish.methods.joint import Joint
 from blemish.methods.lda_config import LdaConfig
 from blemish.methods.stored import UNIT, Free, Stored, numbers
+from blemish.methods.taught import Taught
 from blemish.types import Batch, Progress, Scores
 
 # Patch features B N D, their grid, and its offset (`Backbone.offset`).
 Level = tuple[Tensor, tuple[int, int], float]
 NORMALITY = "normality."  # how the names of the normality detector's tensors begin
+_GROUPS = 10  # in which defects are left out in turn, at most
 SHARED = "normality.backbone."  # those of the backbone, which both have and a file holds once
 
 
@@ -95,6 +97,8 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
         self.register_buffer("defects", torch.empty(0, 0))
         self.register_buffer("defect_scores", torch.empty(0))
         self._discriminant: Discriminant | None = None
+        # The descriptors of defects learned since this was made, as if no mask were known.
+        self._unmarked: list[Tensor] = []
 
     @property
     def wants_second(self) -> str:
@@ -183,8 +187,10 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
         for batch in reported(batches(), "learning the defects", count, progress):
             seen = self.see(batch.images)
             scores = self.normality.judge(seen, batch.images)
-            pooled = self._pooled(self._levels(seen), scores.maps, batch.masks)
+            levels = self._levels(seen)
+            pooled = self._pooled(levels, scores.maps, batch.masks)
             found.append((pooled, scores.image.float()))
+            self._unmarked += self._pooled(levels, scores.maps, None)
         if found:
             self.defects, self.defect_scores = _joined((self.defects, self.defect_scores), found)
             self._discriminant = None
@@ -192,6 +198,7 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
     def forget_defects(self) -> None:
         """Be the normality detector again."""
         self.defects, self.defect_scores = self.defects[:0], self.defect_scores[:0]
+        self._unmarked.clear()
         self._discriminant = None
 
     def _levels(self, features: Features) -> list[list[Level]]:
@@ -316,27 +323,63 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
     def discriminant(self) -> Discriminant:
         """What the labelled defects teach."""
         if self._discriminant is None:
-            self._discriminant = Discriminant(
-                Described(descriptors=self.descriptors, scores=self.normality_scores),
-                self.owners,
-                Described(descriptors=self.defects, scores=self.defect_scores),
-                self._widths(),
-                shrinkage=self.config.shrinkage,
-                weight=self.config.weight,
-            )
+            self._discriminant = self._discriminant_of(range(len(self.defects)))
         return self._discriminant
 
+    def _discriminant_of(self, defects: Sequence[int]) -> Discriminant:
+        """What some of the labelled defects teach."""
+        some = list(defects)
+        return Discriminant(
+            Described(descriptors=self.descriptors, scores=self.normality_scores),
+            self.owners,
+            Described(descriptors=self.defects[some], scores=self.defect_scores[some]),
+            self._widths(),
+            shrinkage=self.config.shrinkage,
+            weight=self.config.weight,
+        )
+
     def good_scores(self) -> dict[int, float]:
+        return self._good_scores(self.discriminant if len(self.defects) else None)
+
+    def _good_scores(self, taught: Discriminant | None) -> dict[int, float]:
+        """As of `good_scores`, by what some defects have taught."""
         first: dict[int, int] = {}
         for row, owner in enumerate(self.owners.tolist()):
             first.setdefault(owner, row)
         rows = list(first.values())
         scores = self.normality_scores[rows]
-        if len(self.defects):
-            taught = self.discriminant
+        if taught is not None:
             likeness = taught.likeness_left_out(self.descriptors[rows], list(first))
             scores = scores + taught.unit * likeness
         return dict(zip(first, scores.tolist(), strict=True))
+
+    def taught(self) -> Taught | None:
+        """As of `Refines`. None of fewer than two different defects; where good pictures are not
+        judged each left out; and of an artifact that was loaded, which does not know how its
+        defects look without their masks.
+        """
+        if len(self._unmarked) != len(self.defects) or not self.leaves_one_out():
+            return None
+        copies: dict[bytes, list[int]] = {}
+        for at, each in enumerate(self._unmarked):
+            copies.setdefault(each.float().cpu().numpy().tobytes(), []).append(at)
+        if len(copies) < 2:
+            return None
+        groups: list[list[int]] = [[] for _ in range(min(len(copies), _GROUPS))]
+        for number, same in enumerate(copies.values()):
+            groups[number % len(groups)] += same
+        plain = torch.tensor(list(self._good_scores(None).values()))
+        below, below_plain = 0.0, 0.0
+        for left_out in groups:
+            others = self._discriminant_of([*({*range(len(self.defects))} - {*left_out})])
+            good = torch.tensor(list(self._good_scores(others).values()))
+            normality = self.defect_scores[left_out].cpu()
+            shown = torch.stack([self._unmarked[at] for at in left_out])
+            scores = normality + others.unit * others.likeness(shown).cpu()
+            below += _share_below(good, scores)
+            below_plain += _share_below(plain, normality)
+        count = len(self.defects)
+        return Taught(defects=count, auroc=below / count, normality_auroc=below_plain / count)
 
     def _widths(self) -> list[int]:
         """Of each encoder's part of a descriptor."""
@@ -380,6 +423,11 @@ class Lda(Method, Fits, Summarises, LeavesOneOut, Refines, TakesSecond):
         shared = {NORMALITY + name: it for name, it in own.items()}
         super().restore_state({**tensors, **shared})
         self._discriminant = None
+
+
+def _share_below(good: Tensor, defective: Tensor) -> float:
+    """The shares of good scores below each defective one, ties as half, added up."""
+    return float((0.5 * (torch.sign(defective[:, None] - good).double() + 1)).mean(1).sum())
 
 
 def _describing(encoder: Backbone, layers: Sequence[int]) -> tuple[int, ...]:
