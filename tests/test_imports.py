@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,48 @@ def test_the_rule_can_fail(tmp_path: Path) -> None:
     )
     found = sorted(imported_rooms(source))
     assert found == [("__init__", 2), ("cli", 1), ("config", 2), ("data", 4)]
+
+
+def imported_at_once(statements: Iterable[ast.stmt]) -> Iterator[str]:
+    """The names that are imported while a module is, not when one of its functions runs."""
+    for node in statements:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imported_at_once(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            parts = (getattr(node, part, []) for part in ("body", "orelse", "finalbody"))
+            for part in (*parts, *(each.body for each in getattr(node, "handlers", []))):
+                yield from imported_at_once(part)
+
+
+def graph_of(sources: dict[str, str]) -> TopologicalSorter[str]:
+    """Which modules each imports at once, of sources by the names of their modules."""
+    graph = {}
+    for name, source in sources.items():
+        found = imported_at_once(ast.parse(source).body)
+        # Of `a.b.c` it is the module `a.b` where `c` is something in it.
+        modules = {one if one in sources else one.rpartition(".")[0] for one in found}
+        graph[name] = (modules & sources.keys()) - {name}
+    return TopologicalSorter(graph)
+
+
+def test_any_module_can_be_imported_first() -> None:
+    sources = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path.read_text(encoding="utf-8")
+        for path in SOURCES
+    }
+    assert len(sources) > 300
+    graph_of(sources).prepare()  # raises for a circle
+
+
+def test_a_circle_of_imports_is_seen() -> None:
+    sources = {"a.b": "if e:\n    from a.c import d", "a.c": "def e():\n    import a.b\nimport a.d"}
+    graph_of({**sources, "a.d": "def f():\n    from a import b"}).prepare()
+    for late in ("from a import b", "import a.b", "class A:\n    from a.b import c"):
+        with pytest.raises(CycleError):
+            graph_of({**sources, "a.d": late}).prepare()

@@ -102,15 +102,19 @@ def test_modules_are_imported_without_it() -> None:
         import importlib, json
         failed = []
         for name in json.loads(sys.argv[1]):
-            # As if each were the first: what a failed import leaves behind hides the next failure.
-            for known in [one for one in sys.modules if one.partition(".")[0] == "blemish"]:
-                del sys.modules[known]
+            before = {*sys.modules}
             try:
                 importlib.import_module("blemish." + name)
             except Exception as error:
                 if type(error).__name__ not in ("ModuleNotFoundError", "MissingExtraError"):
                     raise
                 failed.append(name)
+                # What a failed import leaves behind hides the next failure.
+                for new in [one for one in sys.modules if one.partition(".")[0] == "blemish"]:
+                    if new not in before:
+                        package, _, own = new.rpartition(".")
+                        vars(sys.modules.get(package, sys)).pop(own, None)
+                        del sys.modules[new]
         print(json.dumps(failed))
     """
     failed = json.loads(without(code, json.dumps(MODULES)))

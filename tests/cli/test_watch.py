@@ -228,6 +228,8 @@ def test_killed_at_any_step_nothing_is_lost_or_scored_twice(
         for kind in saved.split(",") if saved else ():
             assert len(seen(out / kind)) == 6, (step, kind)
         assert names(work / "in") == ([] if way == "move" else names(line)), step
+        if not end.signal:
+            break  # it takes fewer steps than that
     assert kills >= 10
 
 

@@ -30,7 +30,7 @@ from blemish.types import Failure, Prediction, Sample
 METHODS = ["patchcore", "knn", "padim", "spade", "agpnet", "dinomaly", "vitad", "simplenet"]
 METHODS += ["uniad", "efficientad", "atacnet", "dra", "ahl", "draem", "lda", "guided"]
 KEPT = ["fit", "pad", "crop"]
-SLOW = ("efficientad", "draem")  # half a minute of training each; padding is what they may learn
+SLOW = ("efficientad", "draem")  # some 15 s of training each; padding is what they may learn
 FOUND = [(m, resize) for m in METHODS for resize in (["pad"] if m in SLOW else RESIZES)]
 HEIGHT, WIDTH = 64, 128
 # Upper left corners as shares of the picture, in the half that `crop` shows.
@@ -77,7 +77,7 @@ def shared(method: str, resize: str) -> Detector:
         "dinomaly": {**NEAR_SIGHTED, "min_steps": 60},
         "vitad": {**NEAR_SIGHTED, "min_steps": 60},
         "uniad": {**NEAR_SIGHTED, "min_steps": 100, "learning_rate": 3e-3},
-        "efficientad": {**BY_PLACE, "min_steps": 60, "teacher_steps": 60},
+        "efficientad": {**BY_PLACE, "min_steps": 60, "teacher_steps": 60, "train_batch_size": 2},
         "atacnet": {**BY_PLACE, "min_steps": 20},
         "draem": {**BY_PLACE, **LEARNED["draem"]},
     }

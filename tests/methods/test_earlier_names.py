@@ -119,6 +119,7 @@ def test_an_artifact_of_then_scores_as_it_did(
     assert scores(old) == scores(again) == scores(detector)
 
 
+@pytest.mark.usefixtures("small_head")
 def test_a_class_head_that_nothing_read_is_left_out(
     brief: dict[str, Any],
     picture: Callable[..., np.ndarray],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,26 @@ from blemish.serve import joining
 from blemish.serve.models import Registry
 from blemish.store import Job, Store
 
-# Kills itself at the N-th of the moments between a job's end and the last row of it.
+# Forks for each line of a folder, a job and N, and tells how the fork ended: it kills itself at the
+# N-th of the moments between a job's end and the last row of it.
 _DYING = """
-import asyncio, os, signal, sys
+import asyncio, json, os, signal, sys
 from pathlib import Path
+import blemish.detector.restoring, blemish.engines.pytorch  # before it forks: seconds each
 from blemish.serve import joining, models
 from blemish.serve.batching import Pools
 from blemish.serve.settings import Settings
 from blemish.store import Store
 
-folder, job, moment = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+for line in sys.stdin:
+    folder, job, moment = json.loads(line)
+    folder = Path(folder)
+    if not (child := os.fork()):
+        signal.alarm(120)
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
 reached = 0
 
 def dying(work):
@@ -57,23 +69,37 @@ async def main():
     made = joining.made_of(job, "1", [], {**reading, "held": held})
     draft = next((folder / "models" / "part").glob(f".job-{job}.blemish"))
     await joining.join(store, registry, "part", draft, made)
-    print("joined")
+    (folder / "joined").touch()
 
 asyncio.run(main())
 """
 
+Killed = Callable[[Path, int, int], bool]
 
-def killed(folder: Path, job: int, moment: int) -> bool:
-    """Whether a job's version was killed at a moment while it joined; not where it has no such."""
-    done = subprocess.run(
-        [sys.executable, "-c", _DYING, str(folder), str(job), str(moment)],
-        env=dict(os.environ), capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    if done.returncode == 0:
-        assert done.stdout == "joined\n"
-        return False
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return True
+
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Killed]:
+    """`killed(folder, job, moment)`: whether a job's version was killed at a moment while it
+    joined; not where it has no such."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _DYING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin
+    assert process.stdout
+    asked, told = process.stdin, process.stdout
+
+    def kill(folder: Path, job: int, moment: int) -> bool:
+        asked.write(json.dumps([str(folder), job, moment]) + "\n")
+        asked.flush()
+        status = int(told.readline() or "1")
+        assert status in (0, -signal.SIGKILL)
+        assert (folder / "joined").exists() == (status == 0)
+        return status != 0
+
+    with process:
+        yield kill
+        asked.close()
+        assert process.wait(timeout=60) == 0
 
 
 def begun(folder: Path) -> int:
@@ -85,7 +111,9 @@ def begun(folder: Path) -> int:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_it_has_joined_or_never_will(artifact: Path, fitted: Fitted, tmp_path: Path) -> None:
+def test_it_has_joined_or_never_will(
+    artifact: Path, fitted: Fitted, tmp_path: Path, killed: Killed
+) -> None:
     moment, outcomes = 1, []
     while True:
         folder = tmp_path / str(moment)
@@ -140,7 +168,7 @@ def test_weights_without_their_graph_are_swept(artifact: Path, tmp_path: Path) -
 
 
 def test_told_as_failed_by_a_service_without_the_file(
-    artifact: Path, fitted: Fitted, tmp_path: Path
+    artifact: Path, fitted: Fitted, tmp_path: Path, killed: Killed
 ) -> None:
     """As on another machine; the one that has the file knows better, and says so."""
     own = tmp_path / "models" / "part"
