@@ -342,9 +342,9 @@ def test_on_ray_the_same_to_the_bit(good: Path, ray_joined: None) -> None:
         method: learning.fit(method, good, part_pictures=4, threads=1, **small(method))
         for method in METHODS
     }
-    for workers in (1, 2, 3):
+    for workers, methods in ((1, METHODS[:1]), (3, METHODS)):
         with on_ray(num_workers=workers) as hands:
-            for method in METHODS if workers == 2 else METHODS[:1]:
+            for method in methods:
                 expected = alone[method]
                 made = learning.fit(method, good, part_pictures=4, hands=hands, **small(method))
                 assert same(made, expected), (method, workers)
