@@ -353,6 +353,20 @@ def test_other_pictures_need_another_folder(
     assert "rows.jsonl, line 1: is no row of `blemish compare`" in said
 
 
+def test_what_it_writes_among_the_good_pictures_is_not_taken_for_good(
+    run: Run, good_folder: Path, here: list[dict[str, Any]]
+) -> None:
+    command = ("compare", good_folder, TINY, "--methods knn", "-o", good_folder / "comparison")
+    first = json.loads(run(*command, "--json")[1])
+    assert [*(good_folder / "comparison" / "generated").glob("*_mask.png")]
+    here.clear()
+    again = json.loads(run(*command, "--json")[1])
+    assert again["counts"] == first["counts"]
+    assert here == []  # of the same pictures, so that nothing is measured again
+    checked = json.loads(run("data check", good_folder, "--json")[1])
+    assert checked["pictures"] == first["counts"]["good"]
+
+
 def test_usual_methods_are_told_by_what_they_can() -> None:
     usual = usual_methods()
     assert {"patchcore", "knn", "padim"} <= set(usual)
