@@ -16,7 +16,7 @@ from blemish.artifact import version_of
 from blemish.data.ahead import load_picture
 from blemish.data.pictures import good_pictures
 from blemish.data.transforms import as_pixels, prepare
-from blemish.detector.calibrate import DEFAULT_RATE, recalibrate
+from blemish.detector.calibrate import DEFAULT_RATE, check_enough, recalibrate
 from blemish.detector.loading import load
 from blemish.detector.predict import Detector
 from blemish.engines import files, packages
@@ -94,11 +94,14 @@ def export(
         check_page(detector.record, kind, input)
     anew = chosen in ROUNDED or detector.record.precision != "fp32"
     _check_good(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
-    samples = None if good is None else good_pictures(good).sources
+    pictures_of_good = None if good is None else good_pictures(good)
+    samples = None if pictures_of_good is None else pictures_of_good.sources
     if chosen == "int8":
         from blemish.export.quantise import check_count
 
         check_count(len(samples or ()))  # before minutes are spent; more may prove broken
+    if anew and pictures_of_good is not None:
+        check_enough(detector, pictures_of_good, _rate(detector, false_alarm_rate))
     model = _model(detector, kind, chosen, input, samples, progress)
     record = _record(artifact, detector, kind, chosen, input)
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
@@ -271,15 +274,20 @@ def _calibrated(exported: Detector, good: Any, rate: float | None, progress: Pro
     told: dict[str, Any] = {"path": Path(), "proof": proof}
     if good is None:
         return Made(detector=exported, recalibrated=False, **told)
-    known = exported.threshold
-    if rate is None:
-        rate = DEFAULT_RATE if known is None or known.rate is None else known.rate
     detector, failures, left_out = recalibrate(
-        exported, good, false_alarm_rate=rate, progress=progress
+        exported, good, false_alarm_rate=_rate(exported, rate), progress=progress
     )
     return Made(
         detector=detector, recalibrated=True, failures=tuple(failures), left_out=left_out, **told
     )
+
+
+def _rate(detector: Detector, rate: float | None) -> float:
+    """The rate of thresholds that are set anew: as asked for, or as it was."""
+    known = detector.threshold
+    if rate is not None:
+        return rate
+    return DEFAULT_RATE if known is None or known.rate is None else known.rate
 
 
 def _rounded(artifact: str | Path) -> Engine:
