@@ -171,6 +171,22 @@ def test_generated_defects_decide_among_what_labelled_ones_leave() -> None:
     assert found.chosen == 0
     assert "Worse by 20 labelled defects: out." in found.reasons
     assert "generated defects" in found.by
+    same = "no difference between better and worse that these pictures could show: they have the"
+    assert f"{same} same AUROC, 90.0 %." in found.reasons[0]
+
+
+def test_how_sure_it_is_is_told_of_the_step_that_decided() -> None:
+    """Labelled defects that all find tell nothing; what was put aside by them is not compared."""
+    equal, best = row(0.9, 0.0), row(0.80, 0.1)
+    one = of("one", 0.05, best, equal)
+    other = of("other", 0.01, paired(best, 0.04, 0.1), equal)
+    out = of("out", 0.001, row(0.99, 0.001), row(0.5, 0.005, seed=2))
+    found = taken(one, other, out, labelled=20)
+    assert found.chosen == 0
+    assert found.doubtful
+    assert found.sure.startswith("This is not sure, as far as generated defects go: ")
+    alone = taken(one, out, labelled=20)
+    assert alone.sure.startswith("This is sure, as far as 20 labelled defects go: ")
 
 
 def test_easy_defects_are_called_easy() -> None:

@@ -59,7 +59,10 @@ def test_every_draw_is_the_aupro_of_the_pictures_drawn() -> None:
     """Of a2 the map had no region left, and d1 has three."""
     first = {"a1": (1, 0.9), "b1": (2, 0.3), "d1": (3, 0.7), "d2": (1, 0.1)}
     tables = [
-        {one: {"regions": regions, "overlap": value / by} for one, (regions, value) in first.items()}
+        {
+            one: {"regions": regions, "overlap": value / by}
+            for one, (regions, value) in first.items()
+        }
         for by in (1, 2)
     ]
     found = aupros(GROUPED, tables, draws=50, seed=3)

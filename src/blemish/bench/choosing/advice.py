@@ -85,6 +85,7 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
     reasons: list[str] = []
     judged: list[str] = []
     known: dict[int, Values] = {}
+    compared: dict[int, Values] = {}  # by the last step, with what it put aside
     steps: list[tuple[str, Callable[[Contender], Values | None]]] = []
     if labelled >= ENOUGH:
         steps.append((pluralize(labelled, "labelled defect"), lambda one: one.labelled))
@@ -95,7 +96,7 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
         found = {at: row for at in left if (row := row_of(contenders[at])) is not None}
         if not found:
             continue
-        known = found
+        known, compared = found, found
         best, left = _not_told_apart(known, [one.flops for one in contenders])
         judged.append(what)
         reasons += _reasons(what, contenders, known, best, left)
@@ -109,12 +110,12 @@ def advised(contenders: Sequence[Contender], labelled: int) -> Advice | None:
     if len(left) > 1:
         reasons += _costs(contenders, chosen, known)
     reasons += _shown_better(contenders, chosen)
-    within = _within(contenders, chosen, labelled >= ENOUGH)
+    within = _within(compared, chosen)
     return Advice(
         chosen=chosen,
         alike=tuple(at for at in left if at != chosen),
         reasons=tuple(reasons),
-        sure=_sure(within, "labelled" if labelled >= ENOUGH else "generated")
+        sure=_sure(within, judged[-1])
         if len(contenders) > 1
         else "There is nothing that it could be compared with.",
         doubtful=within < _FAIRLY,
@@ -218,10 +219,15 @@ def _reasons(
         farthest = max(others, key=lambda at: known[best][0] - known[at][0])
         apart = difference(known[best], known[farthest])
         names = _named([contenders[at].label for at in sorted(left)])
+        shown = (
+            f"{top} is {_points(apart.value)} points of AUROC above "
+            f"{contenders[farthest].label} ({_interval(apart)})"
+        )
+        if apart == (0, 0, 0):
+            shown = f"they have the same AUROC, {100 * known[best][0]:.1f} %"
         said.append(
             f"By {what} there is no difference between {names} that these pictures could show: "
-            f"{top} is {_points(apart.value)} points of AUROC above "
-            f"{contenders[farthest].label} ({_interval(apart)})."
+            f"{shown}."
         )
     worse = [at for at in known if at not in left]
     if worse and len(left) > 1:
@@ -264,19 +270,17 @@ def _billions(one: Contender) -> str:
     return f"{one.flops / 1e9:.3g} GFLOP"
 
 
-def _within(contenders: Sequence[Contender], chosen: int, labelled: bool) -> float:
-    """The share of the draws in which the chosen one is within the margin of the best."""
-    rows = [one.labelled if labelled else one.generated for one in contenders]
-    known = np.stack([row for row in rows if row is not None])
-    own = rows[chosen]
-    assert own is not None  # it was chosen by it
-    return float((known.max(0) - own <= LITTLE)[1:].mean())
+def _within(compared: dict[int, Values], chosen: int) -> float:
+    """The share of the draws in which the chosen one is within the margin of the best of those that
+    the last step has compared."""
+    best = np.stack([*compared.values()]).max(0)
+    return float((best - compared[chosen] <= LITTLE)[1:].mean())
 
 
 def _sure(within: float, what: str) -> str:
     word = "sure" if within >= _SURE else "fairly sure" if within >= _FAIRLY else "not sure"
     return (
-        f"This is {word}, as far as {what} defects go: drawn again from these pictures, it is "
+        f"This is {word}, as far as {what} go: drawn again from these pictures, it is "
         f"within {100 * LITTLE:g} points of AUROC of the best in {100 * within:.0f} % of the draws."
     )
 
