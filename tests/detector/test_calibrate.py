@@ -137,12 +137,12 @@ def test_too_few_pictures_are_told_before_any_is_scored(
         blemish.recalibrate(detector, tmp_path / "new")
     with pytest.raises(DataError, match="no picture is left to calibrate on"):
         blemish.recalibrate(detector, tmp_path / "old")
-    with pytest.raises(CalibrationError, match="at least 19 normal parts .* there are 12"):
-        files = sorted((tmp_path / "new").iterdir())
-        files += [write(tmp_path / f"x{seed}" / "x.png", picture(900 + seed)) for seed in range(8)]
-        blemish.recalibrate(detector, files[:24] + files[24:], group_by=r"new/(\d+)")
-    with pytest.raises(CalibrationError, match="at least 19 labelled defects .* there are 12"):
-        recalibrate_on_defects(detector, sorted((tmp_path / "new").iterdir()), miss_rate=0.05)
+    few = sorted((tmp_path / "new").iterdir())
+    more = [write(tmp_path / f"x{seed}" / "x.png", picture(900 + seed)) for seed in range(8)]
+    with pytest.raises(CalibrationError, match=r"at least 19 normal parts .* there are 12"):
+        blemish.recalibrate(detector, [*few, *more], group_by=r"new/(\d+)")
+    with pytest.raises(CalibrationError, match=r"at least 19 labelled defects .* there are 12"):
+        recalibrate_on_defects(detector, few, miss_rate=0.05)
     assert scored == []
 
 
