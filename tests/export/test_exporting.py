@@ -344,9 +344,6 @@ def _alter(patch: pytest.MonkeyPatch, change: Callable[[Outputs], Outputs]) -> N
     patch.setattr(exporting, "open_engine", altered)
 
 
-# Thresholds of the graph's own
-
-
 @pytest.fixture
 def coarse(pair: Callable[[str], Pair], tmp_path: Path) -> Path:
     """An artifact that was made in bf16."""
@@ -372,11 +369,10 @@ def test_what_was_made_in_bf16_needs_good_pictures(coarse: Path, tmp_path: Path)
 def test_too_few_good_pictures_are_told_before_the_graph_is_made(
     coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int, said: str
 ) -> None:
-    for seed in range(10, last):  # of which it has learned from those before 24
-        write_picture(tmp_path / "good" / f"{seed}.png", part(seed))
+    good = [write_picture(tmp_path / f"{seed}.png", part(seed)) for seed in range(10, last)]
     monkeypatch.setattr(exporting, "to_onnx", _not_to_be_called)
-    with pytest.raises(BlemishError, match=said):
-        export(coarse, tmp_path / "part.onnx", good=tmp_path / "good")
+    with pytest.raises(BlemishError, match=said):  # it has learned from 23 and those before
+        export(coarse, tmp_path / "part.onnx", good=good)
 
 
 @pytest.mark.parametrize("rate", [None, 0.25])

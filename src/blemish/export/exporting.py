@@ -93,15 +93,7 @@ def export(
     if web:
         check_page(detector.record, kind, input)
     anew = chosen in ROUNDED or detector.record.precision != "fp32"
-    _check_good(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
-    pictures_of_good = None if good is None else good_pictures(good)
-    samples = None if pictures_of_good is None else pictures_of_good.sources
-    if chosen == "int8":
-        from blemish.export.quantise import check_count
-
-        check_count(len(samples or ()))  # before minutes are spent; more may prove broken
-    if anew and pictures_of_good is not None:
-        check_enough(detector, pictures_of_good, _rate(detector, false_alarm_rate))
+    samples = _good_for(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
     model = _model(detector, kind, chosen, input, samples, progress)
     record = _record(artifact, detector, kind, chosen, input)
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
@@ -162,7 +154,7 @@ def _require(kind: Kind, precision: Precision) -> None:
         packages.nncf()
 
 
-def _check_good(
+def _good_for(
     artifact: object,
     detector: Detector,
     chosen: Precision,
@@ -170,9 +162,12 @@ def _check_good(
     false_alarm_rate: float | None,
     *,
     anew: bool,
-) -> None:
-    """Raises: ConfigError where good pictures are needed and are not there, or a rate is for
-    nothing."""
+) -> Sequence[Any] | None:
+    """The good pictures, seen before minutes are spent to be enough; more may prove broken.
+
+    Raises: ConfigError where good pictures are needed and are not there, or a rate is for nothing;
+        ExportError, DataError, CalibrationError where they are too few.
+    """
     if good is None and (chosen == "int8" or (anew and detector.threshold is not None)):
         raise ConfigError(_needs_good(artifact, detector, chosen))
     if false_alarm_rate is not None and not anew:
@@ -180,6 +175,14 @@ def _check_good(
             f"false_alarm_rate: a graph in {chosen} keeps the thresholds of {artifact}; set others "
             "with blemish calibrate, which takes exported files, too"
         )
+    pictures = None if good is None else good_pictures(good)
+    if chosen == "int8":
+        from blemish.export.quantise import check_count
+
+        check_count(0 if pictures is None else len(pictures.sources))
+    if anew and pictures is not None:
+        check_enough(detector, pictures, _rate(detector, false_alarm_rate))
+    return None if pictures is None else pictures.sources
 
 
 def _needs_good(artifact: object, detector: Detector, precision: Precision) -> str:

@@ -223,7 +223,7 @@ def _reasons(
             f"{top} is {_points(apart.value)} points of AUROC above "
             f"{contenders[farthest].label} ({_interval(apart)})"
         )
-        if apart == (0, 0, 0):
+        if apart.low == apart.high == 0:
             shown = f"they have the same AUROC, {100 * known[best][0]:.1f} %"
         said.append(
             f"By {what} there is no difference between {names} that these pictures could show: "
