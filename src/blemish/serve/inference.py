@@ -115,7 +115,7 @@ async def infer(
         ]
         answers = await service.score_all(served, pictures)
         note(request, model=served.name, version=served.version, pictures=len(answers))
-        head = {"model_name": name, "model_version": served.version}
+        head: dict[str, Any] = {"model_name": name, "model_version": served.version}
         head |= {"id": asked.id} if asked.id else {}
         notes = [[] if isinstance(one, Refusal) else one.row["notes"] for one in answers]
         # Of parameters the protocol allows texts, numbers and truth values.
