@@ -8,11 +8,11 @@ choice that looks at test labels.
 The machinery is that of `blemish compare`: some good training pictures are learned from, others are
 left out, and defects are generated in these. The test pictures are scored in the same runs, and
 take no part in the choice. A row is one data set: of every candidate the AUROC by generated defects
-and by the test's, with intervals of 95 %; which is `chosen` (as `blemish compare` chooses, by
-arithmetic among equals), and which has the highest AUROC by generated defects (`highest`) or by the
-test's (`looked`). `cost`: points of test AUROC by which `looked` lies above `chosen`. Rows that the
-file holds already are not made again; there is none where a candidate was not measured, for want of
-time (`--minutes`) say, and with `--folder` the same command goes on.
+and by the test's, with intervals of 95 %; which is `chosen` (as `blemish compare` chooses: among
+equals by a clearly better AUPRO, then by arithmetic), and which has the highest AUROC by generated
+defects (`highest`) or by the test's (`looked`). `cost`: points of test AUROC by which `looked` lies
+above `chosen`. Rows that the file holds already are not made again; there is none where a candidate
+was not measured, for want of time (`--minutes`) say, and with `--folder` the same command goes on.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def row_of(name: str, path: Path, asked: Asked, options: argparse.Namespace) -> 
 
 def told_of(one: dict[str, Any]) -> dict[str, Any]:
     """What a row keeps of a candidate."""
-    keys = ("label", "settings", "generated", "checking", "aupro", "false_alarms")
+    keys = ("label", "settings", "generated", "checking", "aupro", "localisation", "false_alarms")
     costs = ("seconds_to_fit", "peak_memory_mib")
     return {
         **{key: one[key] for key in (*keys, *costs)},

@@ -19,11 +19,17 @@ def of(
     labelled: Values | None = None,
     *,
     flops: float | None = None,
+    places: Values | None = None,
 ) -> Contender:
     """One whose arithmetic takes as long as any other's, unless it is given."""
     flops = 1e11 * seconds if flops is None else flops
     return Contender(
-        label=label, seconds=seconds, flops=flops, generated=generated, labelled=labelled
+        label=label,
+        seconds=seconds,
+        flops=flops,
+        generated=generated,
+        labelled=labelled,
+        places=places,
     )
 
 
@@ -116,6 +122,37 @@ def test_few_pictures_do_not_excuse_what_is_much_worse() -> None:
     assert "not sure" in found.sure
 
 
+def test_among_equals_what_shows_places_clearly_better_is_taken() -> None:
+    equal, there = row(0.9, 0.02), row(0.8, 0.02)
+    slow = of("slow", 0.05, equal, places=there)
+    for below, spread, chosen in ((0.2, 0.02, 0), (0.04, 0.001, 1), (0.2, 0.2, 1)):
+        found = taken(slow, of("quick", 0.01, equal, places=paired(there, below, spread)))
+        assert found.chosen == chosen, below  # clearly and surely; surely; clearly
+        assert found.by_places == (chosen == 0)
+        assert bool(found.alike) == (chosen == 1)
+        said = " ".join(found.reasons)
+        told = "Of these slow shows best where the generated defects are: 20.0 points of AUPRO"
+        assert (told in said) == (chosen == 0)
+        assert ("and left out for it: quick." in said) == (chosen == 0)
+        named = "Where it counts in which place a defect is: slow shows that better, by 4.0 points"
+        assert (named in said) == (below == 0.04)
+    assert "it needs 5 GFLOP a picture, quick 1 GFLOP" in " ".join(
+        taken(slow, of("quick", 0.01, equal, places=there - 0.04)).reasons
+    )
+
+
+def test_places_do_not_make_up_for_defects_that_are_not_found() -> None:
+    """Told even of what was left out before; and without them of all nothing is chosen by them."""
+    worse = of("worse", 0.01, row(0.7, 0.005, seed=1), places=row(0.9, 0.01))
+    best = of("best", 0.05, row(0.95, 0.005), places=row(0.6, 0.01))
+    found = taken(worse, best)
+    assert (found.chosen, found.by_places) == (1, False)
+    assert "worse shows that better, by 30.0 points of AUPRO" in found.reasons[-1]
+    equal = row(0.9, 0.02)
+    some = taken(of("a", 0.05, equal, places=row(0.9, 0.01)), of("b", 0.01, equal))
+    assert (some.chosen, some.by_places) == (1, False)
+
+
 def test_labelled_defects_decide_where_there_are_five() -> None:
     good, bad = row(0.95, 0.005), row(0.80, 0.005, seed=1)
     one, other = of("one", 0.01, good, bad), of("other", 0.05, bad, good)
@@ -134,6 +171,22 @@ def test_generated_defects_decide_among_what_labelled_ones_leave() -> None:
     assert found.chosen == 0
     assert "Worse by 20 labelled defects: out." in found.reasons
     assert "generated defects" in found.by
+    same = "no difference between better and worse that these pictures could show: they have the"
+    assert f"{same} same AUROC, 90.0 %." in found.reasons[0]
+
+
+def test_how_sure_it_is_is_told_of_the_step_that_decided() -> None:
+    """Labelled defects that all find tell nothing; what was put aside by them is not compared."""
+    equal, best = row(0.9, 0.0), row(0.80, 0.1)
+    one = of("one", 0.05, best, equal)
+    other = of("other", 0.01, paired(best, 0.04, 0.1), equal)
+    out = of("out", 0.001, row(0.99, 0.001), row(0.5, 0.005, seed=2))
+    found = taken(one, other, out, labelled=20)
+    assert found.chosen == 0
+    assert found.doubtful
+    assert found.sure.startswith("This is not sure, as far as generated defects go: ")
+    alone = taken(one, out, labelled=20)
+    assert alone.sure.startswith("This is sure, as far as 20 labelled defects go: ")
 
 
 def test_easy_defects_are_called_easy() -> None:

@@ -9,6 +9,7 @@ import pytest
 from blemish.bench.choosing.evidence import (
     Evidence,
     _weights,
+    aupros,
     aurocs,
     difference,
     estimate,
@@ -52,6 +53,39 @@ def test_every_draw_is_the_auroc_of_the_pictures_drawn(evidence: Evidence) -> No
         if expected is not None:
             assert found[0, row] == pytest.approx(expected, abs=1e-12)
     assert np.isfinite(found).all()
+
+
+def test_every_draw_is_the_aupro_of_the_pictures_drawn() -> None:
+    """Of a2 the map had no region left, and d1 has three."""
+    first = {"a1": (1, 0.9), "b1": (2, 0.3), "d1": (3, 0.7), "d2": (1, 0.1)}
+    tables = [
+        {
+            one: {"regions": regions, "overlap": value / by}
+            for one, (regions, value) in first.items()
+        }
+        for by in (1, 2)
+    ]
+    found = aupros(GROUPED, tables, draws=50, seed=3)
+    assert found is not None
+    drawn = _weights(np.random.default_rng(3), 50, 4)  # as `aurocs` draws pairs
+    for row, times in enumerate(drawn):
+        values = []
+        for group, often in zip(GROUPED.defective, times, strict=True):
+            for one in group:
+                regions, value = first.get(one, (0, 0.0))
+                values += [value] * (regions * int(often))
+        if values:
+            assert found[0, row] == pytest.approx(np.mean(values), abs=1e-12)
+    assert found[0, 0] == pytest.approx((0.9 + 2 * 0.3 + 3 * 0.7 + 0.1) / 7)
+    assert found[1] == pytest.approx(found[0] / 2)
+    assert np.isfinite(found).all()
+
+
+def test_without_places_of_all_there_is_no_aupro() -> None:
+    one = {"a1": {"regions": 1, "overlap": 0.9}}
+    assert aupros(GROUPED, [one, {**one, "b1": {"regions": 2, "overlap": 0.3}}]) is None
+    assert aupros(GROUPED, [{}, {}]) is None
+    assert aupros(GROUPED, []) is None
 
 
 def test_draws_are_as_many_pictures_as_there_are() -> None:

@@ -45,10 +45,13 @@ def a_plan() -> Plan:
 
 def a_row(plan: Plan) -> dict[str, object]:
     return {
-        **{"schema": 1, "status": "ok", "key": plan.key_of(ONE), "reason": "", "rate": 0.05},
+        **{"schema": 2, "status": "ok", "key": plan.key_of(ONE), "reason": "", "rate": 0.05},
         "scores": {one["id"]: 0.5 + at for at, one in enumerate(plan.judged)},
         **{"thresholds": {}, "threshold": 1.0, "aupro": 0.5, "seconds_to_fit": 3.0, "fitted": 9},
         **{"nearly_same": 0, "peak_memory_mib": 100.0, "failures": []},
+        "places": {
+            one["id"]: {"regions": 2, "overlap": 0.25} for one in plan.judged if "mask" in one
+        },
         "efficiency": {"latency_p50_ms": 5.0, "artifact_mib": 2.0, "flops": 7},
     }
 
@@ -58,10 +61,10 @@ def test_what_is_right_is_read(tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     rows = tmp_path / "rows.jsonl"
-    failed = {"schema": 1, "status": "failed", "key": "other", "error": "no memory"}
+    failed = {"schema": 2, "status": "failed", "key": "other", "error": "no memory"}
     rows.write_text("".join(json.dumps(one) + "\n" for one in (a_row(plan), failed)))
     assert set(read_rows(rows)) == {plan.key_of(ONE), "other"}
-    rows.write_text(rows.read_text() + '{"schema": 1, "sta')  # cut short by a kill
+    rows.write_text(rows.read_text() + '{"schema": 2, "sta')  # cut short by a kill
     assert set(read_rows(rows)) == {plan.key_of(ONE), "other"}
 
 

@@ -49,8 +49,11 @@ def test_no_picture_has_two_purposes() -> None:
 
 
 def test_few_defects_all_choose() -> None:
-    found = divided(pictures(*samples(30)), samples(5, defect="dent"))
-    assert (len(found.defects), len(found.checking_defects), len(found.checking_good)) == (5, 0, 0)
+    """A half of fewer than ten would be fewer than the five that can choose."""
+    for count, parts in ((5, (5, 0)), (9, (9, 0)), (10, (5, 5)), (11, (6, 5))):
+        found = divided(pictures(*samples(30)), samples(count, defect="dent"))
+        assert (len(found.defects), len(found.checking_defects)) == parts
+        assert bool(found.checking_good) == bool(parts[1])
 
 
 def test_many_pictures_are_drawn_from() -> None:
@@ -60,7 +63,7 @@ def test_many_pictures_are_drawn_from() -> None:
 
 def test_every_category_is_in_every_part() -> None:
     good = pictures(*samples(60, category="a"), *samples(20, category="b"))
-    found = divided(good, samples(8, category="a", defect="dent"))
+    found = divided(good, samples(10, category="a", defect="dent"))
     for part_ in (found.learned, found.good, found.checking_good):
         assert {one.category for one in part_} == {"a", "b"}
 
@@ -249,7 +252,9 @@ def test_a_plan_takes_as_many_pictures_as_there_is_time_for(tmp_path: Path) -> N
     needed = (40 + len(plan.judged)) * (0.1 + 0.4) / 60  # minutes to encode them all
     assert plan.within(2 * needed + 0.01, both) == plan
     half = plan.within(needed, both)
-    assert half.reduced == pytest.approx(0.5)
+    used = 24 + 15 * 3 + 7 + 10 + 6  # to learn from, good with two defects each, labelled, checking
+    assert half.reduced == pytest.approx(used / (40 + 60 + 7 + 10 + 6), abs=0.001)
+    assert half.within(needed / 100, both).reduced == 1  # no fewer are worth anything: all are used
     assert len(half.division.learned) == 24  # no fewer than are worth anything
     assert half.division.learned == plan.division.learned[:24]
     assert len(half.division.good) == 15

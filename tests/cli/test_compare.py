@@ -80,24 +80,38 @@ def test_the_command_that_it_ends_with_works(
     assert str(config["image_size"][0]) == json.loads(answer)["chosen"].split()[1]
 
 
+@pytest.mark.parametrize(("labelled", "choose"), [(4, False), (5, True), (9, True)])
+def test_few_labelled_defects_all_choose_from_five_on(
+    run: Run, good_folder: Path, tmp_path: Path, picture: Any, write: Any, labelled: int,
+    choose: bool, here: Any,
+) -> None:  # fmt: skip
+    for seed in range(labelled):
+        write(tmp_path / "bad" / f"{seed}.png", picture(700 + seed, defect=True))
+    command = ("compare", good_folder, TINY, "--methods knn", "--anomalies", tmp_path / "bad")
+    document = json.loads(run(*command, "-o", tmp_path / "out", "--json")[1])
+    assert document["counts"]["labelled_choosing"] == labelled
+    assert document["by"].startswith(f"{labelled} labelled defects") == choose
+    told = " ".join(document["notes"])
+    assert ("All labelled defects took part in the choice" in told) == choose
+    assert ("4 labelled defects could choose, and 5 at least are needed" in told) != choose
+
+
 def test_labelled_defects_choose_and_some_are_held_out(
-    run: Run, mvtec: Path, tmp_path: Path, here: list[dict[str, Any]]
+    run: Run, mvtec: Path, tmp_path: Path, picture: Any, write: Any, here: list[dict[str, Any]]
 ) -> None:
+    for seed in range(6):  # beside the seven of the data set
+        write(tmp_path / "bad" / f"{seed}.png", picture(700 + seed, defect=True))
     out = tmp_path / "out"
-    status, said, _ = run("compare", mvtec, TINY, *FIRST, "-o", out)
+    command = ("compare", mvtec, TINY, *FIRST, "--anomalies", tmp_path / "bad", "-o", out)
+    status, said, _ = run(*command)
     assert status == 0
     document = json.loads((out / "comparison.json").read_text())
     counts = document["counts"]
-    assert (counts["labelled"], counts["labelled_choosing"], counts["checking_defects"]) == (
-        7,
-        4,
-        3,
-    )
-    # Four are too few to choose by.
-    assert document["by"] == "generated defects"
-    assert "4 labelled defects could choose" in said
-    assert "defects took part in the choice" not in said
-    assert "3 others took no part in the choice, nor did " in said
+    used = (counts["labelled"], counts["labelled_choosing"], counts["checking_defects"])
+    assert used == (13, 7, 6)
+    assert document["by"].startswith("7 labelled defects")
+    assert "7 labelled defects took part in the choice, so the chosen one's figures" in said
+    assert "6 others did not, nor did " in said
     assert all(one["labelled"] and one["checking"] for one in document["candidates"])
     assert "took no part in the choice" in said
     order = next(one["order"] for one in here if one["work"] == "measure")
@@ -119,7 +133,9 @@ def test_five_labelled_defects_decide(
     document = json.loads((out / "comparison.json").read_text())
     assert document["by"].startswith("5 labelled defects")
     assert document["counts"]["checking_defects"] == 5
-    assert "AUROC by labelled defects" in (out / "figure.svg").read_text()
+    figure = (out / "figure.svg").read_text()
+    assert "AUROC by labelled defects" in figure
+    assert "GFLOP a picture" in figure  # by which it is chosen among equals
 
 
 def test_it_goes_on_and_makes_nothing_twice(
@@ -192,7 +208,7 @@ def test_times_do_not_change_what_is_taken(
     taken = set()
     for quick in range(len(rows)):
         for at, row in enumerate(rows):
-            row["scores"] = rows[0]["scores"]
+            row["scores"], row["places"] = rows[0]["scores"], rows[0]["places"]
             row["efficiency"]["latency_p50_ms"] = 1.0 if at == quick else 50.0
         lines = "".join(f"{json.dumps(row)}\n" for row in rows)
         (out / "rows.jsonl").write_text(lines)
@@ -210,6 +226,35 @@ def test_times_do_not_change_what_is_taken(
     (out / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     note = f"notice: {rows[0]['label']}: trained for as long as there was time, so a run on another"
     assert note in run(*command)[1]
+
+
+def test_of_those_that_find_as_many_what_shows_clearly_worse_where_is_left_out(
+    run: Run, good_folder: Path, tmp_path: Path, here: list[dict[str, Any]]
+) -> None:
+    out = tmp_path / "out"
+    command = ("compare", good_folder, TINY, "--methods padim,knn", "-o", out)
+    first = json.loads(run(*command, "--json")[1])
+    rows = rows_of(out)
+    for told, row in zip(first["candidates"], rows, strict=True):
+        regions = [one["regions"] for one in row["places"].values()]
+        weighed = sum(one["regions"] * one["overlap"] for one in row["places"].values())
+        assert row["aupro"] == pytest.approx(weighed / sum(regions))
+        assert told["localisation"]["value"] == pytest.approx(row["aupro"])
+        assert told["localisation"]["low"] < row["aupro"] < told["localisation"]["high"]
+        assert "places" not in told
+    dear = max(rows, key=lambda row: row["efficiency"]["flops"])
+    for row in rows:  # all find as many; one shows best where
+        row["scores"] = rows[0]["scores"]
+        for one in row["places"].values():
+            one["overlap"] = 0.9 if row is dear else 0.7
+    (out / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    status, said, _ = run(*command)
+    assert status == 0
+    assert f"Take {dear['label']}: these pictures show none that is better, and of those" in said
+    assert "shows best where the generated defects are: 20.0 points of AUPRO above" in said
+    report = (out / "report.html").read_text()
+    assert "it shows best where they are" in report
+    assert "90.0 (90.0–90.0)" in report
 
 
 def test_features_are_shared_and_change_no_score(
@@ -347,10 +392,24 @@ def test_other_pictures_need_another_folder(
     said = refused("compare", good_folder, TINY, "--methods knn", "-o", out)
     assert "holds a comparison of other pictures" in said
     (good_folder / "001.png").unlink()
-    (out / "rows.jsonl").write_text('{"schema": 1, "status": "ok", "key": "x"}\n{}\n')
+    (out / "rows.jsonl").write_text('{"schema": 2, "status": "ok", "key": "x"}\n{}\n')
     (out / "plan.json").unlink()
     said = refused("compare", good_folder, TINY, "--methods knn", "-o", out)
     assert "rows.jsonl, line 1: is no row of `blemish compare`" in said
+
+
+def test_what_it_writes_among_the_good_pictures_is_not_taken_for_good(
+    run: Run, good_folder: Path, here: list[dict[str, Any]]
+) -> None:
+    command = ("compare", good_folder, TINY, "--methods knn", "-o", good_folder / "comparison")
+    first = json.loads(run(*command, "--json")[1])
+    assert [*(good_folder / "comparison" / "generated").glob("*_mask.png")]
+    here.clear()
+    again = json.loads(run(*command, "--json")[1])
+    assert again["counts"] == first["counts"]
+    assert here == []  # of the same pictures, so that nothing is measured again
+    checked = json.loads(run("data check", good_folder, "--json")[1])
+    assert checked["pictures"] == first["counts"]["good"]
 
 
 def test_usual_methods_are_told_by_what_they_can() -> None:

@@ -88,6 +88,12 @@ def test_interrupted_and_gone_on_with(
         ("agpnet --engine ray", "goes on several machines with torchrun"),
         ("knn --engine parts --tile 32", "tile: pictures are cut"),
         ("knn --engine parts --student", "student: is distilled"),
+        (
+            "knn --engine ray --set second=test_resnet",
+            "go with learning in parts; leave it out, or",
+        ),
+        ("knn --engine parts --set coarse=32", "coarse, whose two looks are learned one after"),
+        ("patchcore --engine ray --set bank_loss=0.1 --set neighbours=1", "bank_loss, which is"),
         ("knn --engine ray --num-workers 0", "'--num-workers'"),
         ("knn --engine ray --address head", "HOST:PORT is needed"),
         ("knn --engine ray --gpus-per-worker -1", "--gpus-per-worker -1"),
@@ -97,7 +103,9 @@ def test_what_does_not_go_together(
     refused: Refused, good_folder: Path, tmp_path: Path, arguments: str, what: str
 ) -> None:
     artifact = tmp_path / "part.blemish"
-    assert what in refused("fit", arguments, good_folder, "-o", artifact, FIT)
+    said = refused("fit", arguments, good_folder, "-o", artifact, FIT)
+    assert what in said
+    assert "loading" not in said  # before any work
     assert [*tmp_path.iterdir()] in ([], [good_folder])
 
 

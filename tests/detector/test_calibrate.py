@@ -18,6 +18,7 @@ from parts import Fitted, Part, Run, Write
 import blemish
 from blemish.backbones import VitBackbone, cache
 from blemish.data.copies import nearly_same, thumbnail
+from blemish.detector.calibrate import recalibrate_on_defects
 from blemish.detector.predict import Detector
 from blemish.errors import CalibrationError, DataError
 from blemish.images import decode
@@ -115,6 +116,34 @@ def test_recalibrating_on_copies(picture: Part, fitted: Fitted) -> None:
     assert len(again.manifest["data"]["calibrated"]) == 4
     with pytest.raises(CalibrationError, match="there are 4; 16 more are copies"):
         blemish.recalibrate(fitted("knn"), given)
+
+
+def test_too_few_pictures_are_told_before_any_is_scored(
+    picture: Part, fitted: Fitted, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(12):
+        write(tmp_path / "new" / f"{seed}.png", picture(700 + seed))
+        write(tmp_path / "new" / f"{seed} again.png", picture(700 + seed))
+        write(tmp_path / "old" / f"{seed}.png", picture(seed))
+    detector = fitted("knn")
+    scored: list[Any] = []
+
+    def predict_many(self: Detector, sources: Any, **_: Any) -> Any:
+        scored.extend(sources)
+        raise AssertionError
+
+    monkeypatch.setattr(Detector, "predict_many", predict_many)
+    with pytest.raises(CalibrationError, match="there are 12; 12 more are copies, which count"):
+        blemish.recalibrate(detector, tmp_path / "new")
+    with pytest.raises(DataError, match="no picture is left to calibrate on"):
+        blemish.recalibrate(detector, tmp_path / "old")
+    few = sorted((tmp_path / "new").iterdir())
+    more = [write(tmp_path / f"x{seed}" / "x.png", picture(900 + seed)) for seed in range(8)]
+    with pytest.raises(CalibrationError, match=r"at least 19 normal parts .* there are 12"):
+        blemish.recalibrate(detector, [*few, *more], group_by=r"new/(\d+)")
+    with pytest.raises(CalibrationError, match=r"at least 19 labelled defects .* there are 12"):
+        recalibrate_on_defects(detector, few, miss_rate=0.05)
+    assert scored == []
 
 
 def test_refining_with_copies(picture: Part, small: Any) -> None:

@@ -233,7 +233,7 @@ def test_it_gets_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         ("agpnet", {}, "agpnet with these settings takes none"),
         ("atacnet", {"backbone": "test_resnet", "layers": (1, 2)}, "takes none"),
         ("lda", {"normality": "agpnet"}, "choose patchcore, knn, padim, spade, or lda with"),
-        ("knn", {"coarse": 32}, "its two looks"),
+        ("knn", {"coarse": 32}, "its two looks .*; leave it out, or that setting$"),
         ("knn", {"backbone": "test_resnet", "layers": (2, 3)}, "test_resnet is a CNN"),
         ("knn", {"layers": (1, 2)}, "no block can be left out"),
     ],

@@ -344,9 +344,6 @@ def _alter(patch: pytest.MonkeyPatch, change: Callable[[Outputs], Outputs]) -> N
     patch.setattr(exporting, "open_engine", altered)
 
 
-# Thresholds of the graph's own
-
-
 @pytest.fixture
 def coarse(pair: Callable[[str], Pair], tmp_path: Path) -> Path:
     """An artifact that was made in bf16."""
@@ -366,6 +363,16 @@ def test_what_was_made_in_bf16_needs_good_pictures(coarse: Path, tmp_path: Path)
     bare = blemish.load(coarse, precision="fp32").with_threshold(None).save(tmp_path / "b.blemish")
     made = export(bare, tmp_path / "bare.onnx")  # has no threshold that could be another's
     assert (made.recalibrated, made.detector.threshold) == (False, None)
+
+
+@pytest.mark.parametrize(("last", "said"), [(24, "no picture is left"), (30, "and there are 6;")])
+def test_too_few_good_pictures_are_told_before_the_graph_is_made(
+    coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int, said: str
+) -> None:
+    good = [write_picture(tmp_path / f"{seed}.png", part(seed)) for seed in range(10, last)]
+    monkeypatch.setattr(exporting, "to_onnx", _not_to_be_called)
+    with pytest.raises(BlemishError, match=said):  # it has learned from 23 and those before
+        export(coarse, tmp_path / "part.onnx", good=good)
 
 
 @pytest.mark.parametrize("rate", [None, 0.25])

@@ -187,9 +187,9 @@ def test_a_trained_normality_part_takes_a_checkpoint_and_a_time_budget(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"normality": "lda"}, "unknown method 'lda'.*take defects themselves are none"),
-        ({"normality": "atacnet"}, "unknown method 'atacnet'"),
-        ({"normality": "pachcore"}, "did you mean 'patchcore'"),
+        ({"normality": "lda"}, "'lda' is no method that learns from good pictures alone"),
+        ({"normality": "atacnet"}, "'atacnet' is no method that .* is needed: agpnet, .*, vitad$"),
+        ({"normality": "pachcore"}, "'pachcore' is no method that .*, patchcore, "),
         ({"normality": "knn", "normality_settings": ("bank_sise=3",)}, "did you mean 'bank_size'"),
         ({"normality": "knn", "normality_settings": ("bank_size=0",)}, "bank_size: at least 1"),
         ({"normality": "knn", "normality_settings": ("bank_size",)}, "not of the form key=value"),

@@ -145,6 +145,33 @@ def test_exact_equals_the_definition(name: str, limit: float) -> None:
     assert (result.auroc_error, result.aupro_error) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("name", [*CASES])
+def test_aupro_is_the_mean_over_regions_of_what_each_adds(name: str, limit: float) -> None:
+    maps, masks = CASES[name]
+    metrics = PixelMetrics()
+    whole_result, found = added(metrics, maps, masks, limit), metrics.overlaps(limit)
+    marked = [at for at, mask in enumerate(masks) if mask is not None and mask.any()]
+    if whole_result.aupro is None:
+        assert found == []
+        return
+    normal = np.concatenate([m[~x] for m, x in zip(maps, whole(maps, masks), strict=True)])
+    levels = sorted({float(value) for m in maps for value in m.ravel()}, reverse=True)
+    fpr = [0.0, *(float(np.mean(normal >= level)) for level in levels)]
+    for at, (regions, mean) in zip(marked, found, strict=True):
+        labels, count = ndimage.label(masks[at], structure=np.ones((3, 3)))
+        areas = []
+        for region in range(1, count + 1):
+            own = maps[at][labels == region]
+            overlap = [0.0, *(float(np.mean(own >= level)) for level in levels)]
+            areas.append(trapezoid(fpr, overlap, limit) / limit)
+        assert regions == count
+        assert mean == pytest.approx(float(np.mean(areas)), abs=1e-9)
+    weights = np.array([regions for regions, _ in found])
+    means = np.array([mean for _, mean in found])
+    assert weights @ means / weights.sum() == pytest.approx(whole_result.aupro, abs=1e-9)
+
+
 def test_values_that_can_be_worked_out_by_hand() -> None:
     spots = ADVERSARIAL["perfect"][1]
     assert exact(*ADVERSARIAL["perfect"]) == PixelResult(1.0, 1.0)

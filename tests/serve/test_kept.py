@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +165,38 @@ def test_a_full_disk_harms_no_answer(
             assert row["id"] is not None
             assert row["notes"] == ["a picture cannot be kept (No space left on device)"]
     assert [line["event"] for line in live.lines].count("a picture is not kept") == 1
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_notes_by_the_inference_protocol(
+    artifact: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    binary: bool,
+) -> None:
+    def full(self: Store, picture: str, content: bytes) -> Path:
+        raise StoreError("a picture cannot be kept (No space left on device)", retryable=True)
+
+    files = [pictures[0].read_bytes(), b"no picture", pictures[1].read_bytes()]
+    data = [base64.b64encode(one).decode() for one in files]
+    asked: dict[str, Any] = {
+        "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [3], "data": data}],
+        "outputs": [{"name": "score", "parameters": {"binary_data": binary}}],
+    }
+
+    def parameters() -> Any:
+        answer = client.post("/v2/models/part/infer", json=asked)
+        assert answer.status_code == 200
+        length = answer.headers.get("Inference-Header-Content-Length")
+        return json.loads(answer.content[: length and int(length)]).get("parameters")
+
+    with serving(artifact, store_folder=tmp_path) as live, live.client() as client:
+        assert parameters() is None
+        monkeypatch.setattr(Store, "put_picture", full)
+        (told,) = parameters().items()
+    note = "a picture cannot be kept (No space left on device)"
+    assert (told[0], json.loads(told[1])) == ("notes", [[note], [], [note]])
 
 
 @pytest.mark.parametrize("retryable", [True, False])

@@ -35,7 +35,7 @@ Defects = Annotated[
     Option(
         "--anomalies",
         metavar="DEFECTS",
-        help="Pictures of known defects: five or more choose, and of six or more half are held "
+        help="Pictures of known defects: five or more choose, and of ten or more half are held "
         "out, to measure what was chosen. Repeatable.",
     ),
 ]

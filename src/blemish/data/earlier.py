@@ -15,7 +15,9 @@ from blemish.files import TABLE_BYTES, read_whole
 _FOLDERS = {
     **dict.fromkeys(("overlays", "masks", "maps"), ("predictions.jsonl", "run.json")),
     "worst": ("evaluation.json",),
+    "generated": ("plan.json",),  # good pictures with generated defects, of `blemish compare`
 }
+_KEYS = ({"artifact", "precision"}, {"counts", "rows"}, {"fingerprint", "division", "generated"})
 _FIGURES = (("histogram", "embedding", "gallery"), ("histograms", "embeddings", "comparison"))
 _SHEET = "contact-sheet.png"
 _FILE = re.compile(r".+-[0-9a-f]{12}(\.saliency)?\.(png|npy|tiff)")
@@ -75,6 +77,4 @@ def _is_ours(sign: Path) -> bool:
         told = parse_json(read_whole(sign, limit=TABLE_BYTES, error=DataError))
     except (DataError, ValueError):
         return False
-    return isinstance(told, dict) and (
-        {"artifact", "precision"} <= told.keys() or {"counts", "rows"} <= told.keys()
-    )
+    return isinstance(told, dict) and any(keys <= told.keys() for keys in _KEYS)

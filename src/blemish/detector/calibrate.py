@@ -13,10 +13,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
+import numpy as np
+
+from blemish.data.ahead import load_picture
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
-from blemish.detector.grouping import checked
+from blemish.detector.grouping import checked, grouped
 from blemish.detector.parts import part_thresholds
 from blemish.detector.predict import Detector
 from blemish.detector.thresholds import Method as CalibrationMethod
@@ -27,6 +31,7 @@ from blemish.detector.thresholds import (
     Threshold,
     calibrate,
     for_misses,
+    pictures_needed,
 )
 from blemish.errors import DataError
 from blemish.regions import region_level
@@ -34,6 +39,7 @@ from blemish.text import pluralize
 from blemish.types import Failure, Progress, silent
 
 DEFAULT_RATE = 0.05
+_SPLIT: CalibrationMethod = "split conformal"
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,8 @@ class Calibration:
         remark = ""
         if self.alike:
             remark = f"all {self.copies + 1} pictures have the same content"
-        elif self.copies:
-            remark = f"{self.copies} more are copies, which count once"
+        else:
+            remark = _remark(self.copies)
         common = calibrate(
             values, rate, method=plan.method, required=required, remark=remark, of=of
         )
@@ -133,6 +139,10 @@ class Calibration:
                 threshold = dataclasses.replace(threshold, reason=reason)
             thresholds[name] = threshold
         return common, thresholds
+
+
+def _remark(copies: int) -> str:
+    return f"{copies} more are copies, which count once" if copies else ""
 
 
 def recalibrate(
@@ -162,25 +172,25 @@ def recalibrate(
     paths = [str(sample.path) for sample in pictures.samples]
     by = checked(group_by, paths)
     names = detector.categories
-    categories = _categories(pictures, names)
+    rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
+    categories = check_enough(detector, pictures, rate)
+    if by is not None:
+        whole, _ = grouped(paths, by)
+        calibrate(np.zeros(len(whole)), rate, method=_SPLIT, required=True, of="part")
     if smallest_region is None:
         smallest_region = detector.smallest_region
     pass_ = new_scores(detector, pictures.sources, categories, smallest_region, progress)
-    if not pass_.counted:
-        raise DataError(
-            "no picture is left to calibrate on: all were used for fitting or could not be read"
-        )
+    _check_left(len(pass_.counted))
     scores, levels, of_each = zip(*pass_.counted.values(), strict=True)
     calibration = Calibration(
         scale=detector.map_scale, scores=scores, levels=levels, categories=of_each,
         smallest_region=smallest_region, copies=pass_.copies,
     )  # fmt: skip
-    rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
     parts = None
     if by is not None:
         scored = {digest: (score, name) for digest, (score, _, name) in pass_.counted.items()}
         parts = part_thresholds(by, paths, pass_.contents, scored, rate, names)
-    plan = Plan(1.0, "split conformal")
+    plan = Plan(1.0, _SPLIT)
     fields = _of_views(calibration.fields(plan, rate, names, required=True), parts)
     data = dataclasses.replace(
         detector.record.data,
@@ -191,6 +201,52 @@ def recalibrate(
     fields |= {"parts": parts, "precision": detector.precision}
     record = dataclasses.replace(detector.record, data=data, **fields)
     return detector.with_record(record), pass_.failures, pass_.left_out
+
+
+def check_enough(detector: Detector, pictures: Pictures, rate: float) -> list[str]:
+    """Make sure, before any is scored, that so many good pictures have not been learned from as the
+    rate needs; of no more than these is it looked at.
+
+    Returns: the category of each picture, "" for what is none of the detector's.
+    Raises: DataError where none is left, or none of a category; CalibrationError where they are too
+        few.
+    """
+    categories = _categories(pictures, detector.categories)
+    new, copies = _new(detector, pictures.sources, pictures_needed(rate))
+    _check_left(new)
+    calibrate(np.zeros(new), rate, method=_SPLIT, required=True, remark=_remark(copies))
+    return categories
+
+
+def _check_left(pictures: int) -> None:
+    if not pictures:
+        raise DataError(
+            "no picture is left to calibrate on: all were used for fitting or could not be read"
+        )
+
+
+def _new(detector: Detector, sources: Sequence[Any], enough: int) -> tuple[int, int]:
+    """How many of the pictures count, up to `enough` of them, and how many copies are among these.
+
+    Only files are looked at, and whole ones: other sources may be read once alone, and what is cut
+    into tiles may be too large to be decoded at once. They count.
+    """
+    preprocessing, known = detector.preprocessing, detector.learned
+    window, cut = preprocessing.decode_window(), preprocessing.tiling is not None
+    found: set[str] = set()
+    copies = 0
+    for index, source in enumerate(sources):
+        if len(found) >= enough:
+            break
+        if cut or not isinstance(source, (str, PathLike)):
+            found.add(f"source {index}")
+            continue
+        picture = load_picture(source, index, window)
+        if isinstance(picture, Failure) or picture.digest in known:
+            continue
+        copies += picture.digest in found
+        found.add(picture.digest)
+    return len(found), copies
 
 
 def _categories(pictures: Pictures, names: Sequence[str]) -> list[str]:
@@ -249,6 +305,9 @@ def recalibrate_on_defects(
     """
     defects = labelled_defects(anomalies)
     none = [""] * len(defects.sources)
+    new, _ = _new(detector, defects.sources, pictures_needed(miss_rate))
+    if new:
+        for_misses(np.zeros(new), miss_rate)  # too few are told before they are scored
     pass_ = new_scores(detector, defects.sources, none, 0.0, progress)
     if not pass_.counted:
         raise DataError("no labelled defect is left: all were learned from or could not be read")

@@ -80,7 +80,7 @@ def _check_whose(name: str, config: object, kinds: Mapping[str, type], keys: Ite
     for key in keys:
         having = [other for other, kind in kinds.items() if key in _settings_of(kind)]
         if having and key not in own:
-            what = "leave it out, or choose another"
+            what = "leave it out, or choose another method"
             if "normality_settings" in own:
                 what = (
                     f"one of the normality detector is given as normality_settings={key}=VALUE, "
@@ -229,10 +229,12 @@ class Request:
         self._check_tiles()
         self._check_foreground()
         if self.student and self.chosen.no_student:
+            instead = "choose patchcore, knn, padim, spade, or lda with one of these"
+            if not self.chosen.learns_by_gradient:  # so it is a setting that does not go with it
+                instead = "that setting"
             raise ConfigError(
                 f"student: {self.method} with these settings takes none, as "
-                f"{self.chosen.no_student}; leave it out, or choose patchcore, knn, padim, spade, "
-                "or lda with one of these"
+                f"{self.chosen.no_student}; leave it out, or {instead}"
             )
         trained = trained or bool(self.student)
         given = {

@@ -16,7 +16,7 @@ from blemish.artifact import version_of
 from blemish.data.ahead import load_picture
 from blemish.data.pictures import good_pictures
 from blemish.data.transforms import as_pixels, prepare
-from blemish.detector.calibrate import DEFAULT_RATE, recalibrate
+from blemish.detector.calibrate import DEFAULT_RATE, check_enough, recalibrate
 from blemish.detector.loading import load
 from blemish.detector.predict import Detector
 from blemish.engines import files, packages
@@ -93,12 +93,7 @@ def export(
     if web:
         check_page(detector.record, kind, input)
     anew = chosen in ROUNDED or detector.record.precision != "fp32"
-    _check_good(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
-    samples = None if good is None else good_pictures(good).sources
-    if chosen == "int8":
-        from blemish.export.quantise import check_count
-
-        check_count(len(samples or ()))  # before minutes are spent; more may prove broken
+    samples = _good_for(artifact, detector, chosen, good, false_alarm_rate, anew=anew)
     model = _model(detector, kind, chosen, input, samples, progress)
     record = _record(artifact, detector, kind, chosen, input)
     with tempfile.TemporaryDirectory(prefix="blemish-") as folder:
@@ -159,7 +154,7 @@ def _require(kind: Kind, precision: Precision) -> None:
         packages.nncf()
 
 
-def _check_good(
+def _good_for(
     artifact: object,
     detector: Detector,
     chosen: Precision,
@@ -167,9 +162,12 @@ def _check_good(
     false_alarm_rate: float | None,
     *,
     anew: bool,
-) -> None:
-    """Raises: ConfigError where good pictures are needed and are not there, or a rate is for
-    nothing."""
+) -> Sequence[Any] | None:
+    """The good pictures, seen before minutes are spent to be enough; more may prove broken.
+
+    Raises: ConfigError where good pictures are needed and are not there, or a rate is for nothing;
+        ExportError, DataError, CalibrationError where they are too few.
+    """
     if good is None and (chosen == "int8" or (anew and detector.threshold is not None)):
         raise ConfigError(_needs_good(artifact, detector, chosen))
     if false_alarm_rate is not None and not anew:
@@ -177,6 +175,14 @@ def _check_good(
             f"false_alarm_rate: a graph in {chosen} keeps the thresholds of {artifact}; set others "
             "with blemish calibrate, which takes exported files, too"
         )
+    pictures = None if good is None else good_pictures(good)
+    if chosen == "int8":
+        from blemish.export.quantise import check_count
+
+        check_count(0 if pictures is None else len(pictures.sources))
+    if anew and pictures is not None:
+        check_enough(detector, pictures, _rate(detector, false_alarm_rate))
+    return None if pictures is None else pictures.sources
 
 
 def _needs_good(artifact: object, detector: Detector, precision: Precision) -> str:
@@ -271,15 +277,20 @@ def _calibrated(exported: Detector, good: Any, rate: float | None, progress: Pro
     told: dict[str, Any] = {"path": Path(), "proof": proof}
     if good is None:
         return Made(detector=exported, recalibrated=False, **told)
-    known = exported.threshold
-    if rate is None:
-        rate = DEFAULT_RATE if known is None or known.rate is None else known.rate
     detector, failures, left_out = recalibrate(
-        exported, good, false_alarm_rate=rate, progress=progress
+        exported, good, false_alarm_rate=_rate(exported, rate), progress=progress
     )
     return Made(
         detector=detector, recalibrated=True, failures=tuple(failures), left_out=left_out, **told
     )
+
+
+def _rate(detector: Detector, rate: float | None) -> float:
+    """The rate of thresholds that are set anew: as asked for, or as it was."""
+    known = detector.threshold
+    if rate is not None:
+        return rate
+    return DEFAULT_RATE if known is None or known.rate is None else known.rate
 
 
 def _rounded(artifact: str | Path) -> Engine:

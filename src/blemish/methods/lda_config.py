@@ -9,7 +9,7 @@ from typing import Self
 
 from blemish import config as configs
 from blemish.config import NEW, Factor, FractionAbove0, Layers
-from blemish.errors import ConfigError, unknown_name
+from blemish.errors import ConfigError
 from blemish.methods.base import EncoderConfig, Method, MethodConfig
 from blemish.methods.unsupervised import UNSUPERVISED
 
@@ -54,8 +54,10 @@ class LdaConfig(MethodConfig):
     def normality_class(self) -> type[Method]:
         """Raises: ConfigError for an unknown method, or one that takes labelled defects itself."""
         if self.normality not in UNSUPERVISED:
-            unknown = unknown_name("method", self.normality, UNSUPERVISED)
-            raise ConfigError(f"normality: {unknown}; those that take defects themselves are none")
+            raise ConfigError(
+                f"normality: {self.normality!r} is no method that learns from good pictures alone; "
+                f"one that does is needed: {', '.join(sorted(UNSUPERVISED))}"
+            )
         return UNSUPERVISED[self.normality]
 
     @property

@@ -119,8 +119,39 @@ class PixelMetrics:
         Raises: ConfigError for another limit.
         """
         _check_limit(fpr_limit)
-        if not self._scores or sum(map(len, self._scores)) == self._count:
+        curve, _ = self._curve()
+        if curve is None:
             return PixelResult(None, None)
+        return PixelResult(curve.auroc(), curve.aupro(fpr_limit))
+
+    def overlaps(self, fpr_limit: float = FPR_LIMIT) -> list[tuple[int, float]]:
+        """AUPRO by pictures, whose mean, each weighted by its regions, it is.
+
+        The false-positive axis is that of all pictures: the value of a region is the area under its
+        own overlap against the rate at which normal pixels of any picture score as high, up to the
+        limit, and divided by it.
+
+        Args: fpr_limit: as of `compute`.
+        Returns: of each picture with a defect, in the order added, how many regions it has, and the
+            mean of their values, in [0, 1]; nothing without defect pixels and normal pixels.
+        Raises: as `compute`.
+        """
+        _check_limit(fpr_limit)
+        curve, distinct = self._curve()
+        if curve is None:
+            return []
+        gains, found = curve.gains(fpr_limit), []
+        for scores, weights in zip(self._scores, self._weights, strict=True):
+            regions = round(float(weights.sum()))  # of each all pixels together weigh 1
+            area = float((weights * gains[np.searchsorted(distinct, scores)]).sum())
+            found.append((regions, min(area / regions, 1.0)))
+        return found
+
+    def _curve(self) -> tuple[_Curve | None, NDArray[np.float32]]:
+        """The curve, and the distinct defect scores that it has its points by; None without defect
+        pixels and normal pixels."""
+        if not self._scores or sum(map(len, self._scores)) == self._count:
+            return None, np.empty(0, dtype=np.float32)
         scores = np.concatenate(self._scores)
         order = np.argsort(scores)
         scores = scores[order]
@@ -135,8 +166,7 @@ class PixelMetrics:
             sides = ("left", "right")
             below, upto = pool.map(lambda side: np.searchsorted(pixels, distinct, side), sides)
         positives = np.diff(starts, append=len(scores))
-        curve = _curve(self._count, below, upto, positives, weights / self._regions)
-        return PixelResult(curve.auroc(), curve.aupro(fpr_limit))
+        return _curve(self._count, below, upto, positives, weights / self._regions), distinct
 
 
 class StreamingPixelMetrics:
@@ -256,14 +286,18 @@ class _Curve:
         return int((self.positives * self.tied).sum()) / self._pairs()
 
     def aupro(self, limit: float) -> float:
-        """Area to the right of each step, up to the limit; of a diagonal across the limit, its part
-        on this side.
+        """What all steps give."""
+        return min(float(np.sum(self.weights * self.gains(limit))), 1.0)
+
+    def gains(self, limit: float) -> NDArray[np.float64]:
+        """What each step gives, of weight 1: the area to its right, up to the limit; of a diagonal
+        across the limit, its part on this side. As a share of the largest there is.
         """
         reach = self._reach(limit)
         inside = np.minimum(reach, self.tied)  # the run of the diagonal on this side of the limit
         share = np.divide(inside, self.tied, out=np.ones_like(reach), where=self.tied > 0)
-        area = np.sum(self.weights * share * (reach - inside / 2))
-        return min(float(area / (limit * self.normals)), 1.0)
+        area: NDArray[np.float64] = share * (reach - inside / 2) / (limit * self.normals)
+        return area
 
     def aupro_error(self, limit: float) -> float:
         """Inside a bin the curve may rise at once, or at its end only. To rise at once changes the

@@ -11,6 +11,7 @@ are read by this process.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,18 @@ def check(method: str, options: Mapping[str, Any]) -> None:
             "tile: pictures are cut by the process that names them, one by one; leave it out, or "
             "fit without parts"
         )
+    chosen = options.get("config")
+    if chosen is None:
+        own = {field.name for field in dataclasses.fields(kind.Config)}
+        chosen = fitting.configure(
+            method,
+            recipe=options.get("recipe", "best"),
+            values={key: value for key, value in options.items() if key in own},
+        )
+    if needed := chosen.needs_all:
+        raise ConfigError(
+            f"{needed}, does not go with learning in parts; leave it out, or fit without parts"
+        )
 
 
 @contextmanager
@@ -137,8 +150,6 @@ class _InParts:
 
     def learn(self, method: Method, stream: PictureStream, progress: Progress) -> Found:
         assert isinstance(method, LearnsInParts)
-        if needed := method.config.needs_all:
-            raise ConfigError(f"{needed}, does not go with learning in parts; leave it out")
         parts = divided(len(stream.order), self.part_pictures)
         plan = {} if self.keep is None else _plan(method, stream, parts)
         self.kept = Kept(self.keep, plan, resume=self.resume)

@@ -86,7 +86,11 @@ async def model(
 async def infer(
     request: Request, user: Predicting, name: str, version: str | None = None
 ) -> Response:
-    """Score the pictures of a request; one that cannot be scored has NaN, and says why in error."""
+    """Score the pictures of a request; one that cannot be scored has NaN, and says why in error.
+
+    Where there are notes, as of a picture that is not kept, `parameters.notes` of the answer is a
+    text: as JSON, of each picture in turn a list of sentences, empty where there is none.
+    """
     service: Service = request.app.state.service
     settings = service.settings
     service.models.live(name)
@@ -111,8 +115,11 @@ async def infer(
         ]
         answers = await service.score_all(served, pictures)
         note(request, model=served.name, version=served.version, pictures=len(answers))
-        head = {"model_name": name, "model_version": served.version}
+        head: dict[str, Any] = {"model_name": name, "model_version": served.version}
         head |= {"id": asked.id} if asked.id else {}
+        notes = [[] if isinstance(one, Refusal) else one.row["notes"] for one in answers]
+        # Of parameters the protocol allows texts, numbers and truth values.
+        head |= {"parameters": {"notes": json.dumps(notes)}} if any(notes) else {}
         outputs = _outputs(asked.outputs, answers)
         body, length = await service.in_pool(tensors.written, head, outputs, asked.binary)
         headers = {} if length is None else {_HEADER: str(length)}

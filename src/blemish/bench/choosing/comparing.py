@@ -351,6 +351,14 @@ class _Costs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Place:
+    """How many regions a generated defect has, and what each adds to AUPRO in the mean."""
+
+    regions: Annotated[int, Range(1)]
+    overlap: Fraction
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Measured:
     """What is made use of in a row of a candidate that was measured."""
 
@@ -360,6 +368,7 @@ class _Measured:
     reason: str
     rate: Fraction | None
     aupro: Fraction | None
+    places: Mapping[str, _Place]
     seconds_to_fit: NotNegative
     fitted: Annotated[int, Range(1)]
     nearly_same: Count

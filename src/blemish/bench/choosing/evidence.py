@@ -1,4 +1,5 @@
-"""What scores of left-out pictures say of candidates: AUROC and false alarms, with intervals.
+"""What scores of left-out pictures say of candidates: AUROC, AUPRO and false alarms, with
+intervals.
 
 All candidates are resampled alike (a paired bootstrap): what makes a draw of pictures easy or hard
 for all of them does not count as a difference. Generated defects are drawn with the good picture
@@ -94,6 +95,37 @@ def aurocs(
     return np.stack(rows)
 
 
+def aupros(
+    evidence: Evidence,
+    tables: Sequence[Mapping[str, Mapping[str, float]]],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Values | None:
+    """The AUPRO of every candidate, and in every draw of `aurocs` with this seed, as that gives it.
+    None where a candidate says nothing of a picture with a defect.
+
+    It is the mean of what every region of a defect adds. Deviates: the false-positive axis, by
+    which they were measured, is that of all pictures, and is not drawn again.
+
+    Args: tables: of each candidate by id how many `regions` a picture has, and their mean `overlap`
+        (`PixelMetrics.overlaps`); one without a region is not there.
+    """
+    ids = {one for table in tables for one in table}
+    groups = [[one for one in group if one in ids] for group in evidence.defective]
+    if not any(groups) or any(one not in table for g in groups for one in g for table in tables):
+        return None
+    drawn = _weights(np.random.default_rng(seed), draws, len(groups))
+    counts = np.array([sum(tables[0][one]["regions"] for one in group) for group in groups])
+    total = drawn @ counts
+    rows = []
+    for table in tables:
+        of_each = {one: found["regions"] * found["overlap"] for one, found in table.items()}
+        added = drawn @ np.array([sum(of_each[one] for one in group) for group in groups])
+        rows.append(np.where(total > 0, added / np.maximum(total, 1), added[0] / total[0]))
+    return np.stack(rows)
+
+
 def _weights(random: np.random.Generator, draws: int, count: int) -> Values:
     """How often each of `count` is drawn, in all as often as there are: (1 + draws) × count, the
     first row once each."""
@@ -122,7 +154,7 @@ def estimate(row: Values, pictures: int) -> Estimate:
 
 
 def difference(one: Values, other: Values) -> Estimate:
-    """How far one row of `aurocs` lies above another, over the same draws."""
+    """How far one row of `aurocs` or `aupros` lies above another, over the same draws."""
     apart = one - other
     low, high = (float(np.quantile(apart[1:], tail)) for tail in (_TAIL, 1 - _TAIL))
     return Estimate(float(apart[0]), min(low, float(apart[0])), max(high, float(apart[0])))

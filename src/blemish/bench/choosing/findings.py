@@ -11,7 +11,16 @@ from typing import Any
 from blemish.bench.choosing.advice import ENOUGH, Advice, Contender, advised
 from blemish.bench.choosing.candidates import Candidate
 from blemish.bench.choosing.comparing import Compared
-from blemish.bench.choosing.evidence import Estimate, Evidence, Values, aurocs, estimate, share
+from blemish.bench.choosing.evidence import (
+    Estimate,
+    Evidence,
+    Values,
+    aupros,
+    aurocs,
+    estimate,
+    share,
+)
+from blemish.bench.choosing.pictures import FEW_DEFECTS
 from blemish.bench.choosing.plan import Plan
 from blemish.bench.choosing.trial import GENERATED
 from blemish.bench.results.overview import UNSEEN, has_unseen
@@ -22,6 +31,7 @@ GENERATED_CAVEAT = (
     "Generated defects are pieces of your own good pictures, cut, moved, blended and made faint: "
     "they tell methods apart, but how many real defects will be found they do not tell."
 )
+_OF_ROWS = ("scores", "places", "config")  # long, and the rows have them
 _ALMOST = 10.0  # % of good pictures that look nearly like another one, from which it is told
 
 
@@ -32,7 +42,8 @@ class Standing:
     Attributes:
         row: as of `trial.measured`; a failed one has its `error`.
         generated, labelled, checking: AUROC by the good pictures beside generated defects, labelled
-            ones that choose, and those that do not; None where there are none.
+            ones that choose, and those that do not; None where there are none. localisation: AUPRO
+            by generated defects.
         false_alarms: the share of the good pictures that choose, and check, above the threshold;
             found, found_generated: of the labelled defects that check, and of the generated ones.
             None without a threshold.
@@ -43,6 +54,7 @@ class Standing:
     generated: Estimate | None = None
     labelled: Estimate | None = None
     checking: Estimate | None = None
+    localisation: Estimate | None = None
     false_alarms: Estimate | None = None
     found: Estimate | None = None
     found_generated: Estimate | None = None
@@ -55,10 +67,13 @@ class Standing:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; without the scores, which the rows have."""
-        names = ("generated", "labelled", "checking", "false_alarms", "found", "found_generated")
+        names = (
+            *("generated", "labelled", "checking", "localisation"),
+            *("false_alarms", "found", "found_generated"),
+        )
         estimates = {name: getattr(self, name) for name in names}
         figures = {name: it and it._asdict() for name, it in estimates.items()}
-        row = {key: value for key, value in self.row.items() if key not in ("scores", "config")}
+        row = {key: value for key, value in self.row.items() if key not in _OF_ROWS}
         return {**row, "label": self.candidate.label, **figures}
 
 
@@ -103,9 +118,11 @@ def findings(
     tables = [row["scores"] for _, row in measured]
     parts = [one.known_to(tables) for one in compared.plan.evidence()]
     by_generated, by_labelled, by_checking = (aurocs(one, tables, seed=seed) for one in parts)
+    by_places = aupros(parts[0], [row["places"] for _, row in measured], seed=seed)
     standings = [
         _standing(compared.plan, one, row, parts, [
-            None if of is None else of[at] for of in (by_generated, by_labelled, by_checking)
+            None if of is None else of[at]
+            for of in (by_generated, by_labelled, by_checking, by_places)
         ])
         for at, (one, row) in enumerate(measured)
     ]  # fmt: skip
@@ -116,6 +133,7 @@ def findings(
             flops=one.row["efficiency"]["flops"],
             generated=None if by_generated is None else by_generated[at],
             labelled=None if by_labelled is None else by_labelled[at],
+            places=None if by_places is None else by_places[at],
         )
         for at, one in enumerate(standings)
     ]
@@ -137,9 +155,10 @@ def _standing(
     parts: Sequence[Evidence],
     rows: Sequence[Values | None],
 ) -> Standing:
-    """Args: parts, rows: by generated, labelled and checking defects."""
+    """Args: parts, rows: by generated, labelled and checking defects; of rows the last is AUPRO by
+    generated ones."""
     figures: list[Estimate | None] = []
-    for part, values in zip(parts, rows, strict=True):
+    for part, values in zip((*parts, parts[0]), rows, strict=True):
         units = min(len(part.good), part.defects)
         figures.append(None if values is None else estimate(values, units))
     alarms = _alarms(plan, row)
@@ -152,6 +171,7 @@ def _standing(
         generated=figures[0],
         labelled=figures[1],
         checking=figures[2],
+        localisation=figures[3],
         false_alarms=_share(alarms, good),
         found=_share(alarms, checking),
         found_generated=_share(alarms, made),
@@ -200,11 +220,11 @@ def _notes(compared: Compared, found: Findings, parts: Sequence[Evidence]) -> li
     elif chose:
         notes.append(
             "All labelled defects took part in the choice: figures by them are no test. With "
-            "six or more, half of them are held out for one."
+            f"{FEW_DEFECTS} or more, half of them are held out for one."
         )
     if plan.reduced < 1:
         notes.append(
-            f"There was time for {100 * plan.reduced:.0f} % of the pictures: learned from "
+            f"To save time {100 * plan.reduced:.0f} % of the pictures were used: learned from "
             f"{len(plan.division.learned)}. A busier machine uses fewer, and may advise otherwise; "
             "more --minutes, in another --output, use more."
         )
@@ -335,14 +355,14 @@ def table(found: Findings) -> list[tuple[str, ...]]:
         mark = ""
         if found.advice:
             mark = "→" if at == found.advice.chosen else "=" if at in found.advice.alike else ""
-        aupro, peak = one.row["aupro"], one.row["peak_memory_mib"]
+        peak = one.row["peak_memory_mib"]
         rows.append(
             (
                 mark,
                 f"{one.candidate.label} {UNSEEN}" if has_unseen(one.row) else one.candidate.label,
                 percent(one.generated),
                 percent(one.labelled),
-                "–" if aupro is None else f"{100 * aupro:.1f}",
+                percent(one.localisation),
                 percent(one.false_alarms),
                 f"{one.row['efficiency']['flops'] / 1e9:.3g}",
                 f"{one.row['efficiency']['latency_p50_ms']:.0f}",

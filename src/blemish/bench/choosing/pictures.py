@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from blemish.bench.choosing.advice import ENOUGH
 from blemish.data.pictures import Pictures, hold_out_positions
 from blemish.data.splits import shuffled
 from blemish.errors import DataError
@@ -23,7 +24,7 @@ LEARNED = 200  # at most
 LEFT_OUT = 0.3  # of the good pictures, to choose by
 CHOOSING = 60  # good pictures, at most; half as many check
 DEFECTS = 100  # labelled ones, at most, in each part
-FEW_DEFECTS = 6  # fewer all choose: a part of them would tell nothing
+FEW_DEFECTS = 2 * ENOUGH  # fewer all choose: a half of them could not
 
 
 @dataclass(frozen=True)

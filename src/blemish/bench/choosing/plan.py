@@ -35,7 +35,7 @@ class Plan:
         smallest: as of `defects.spoilt`.
         seconds: of encoding a picture, by size ("224x224").
         failures: good pictures that could not be read when defects were generated.
-        reduced: the share of the pictures that there is time for.
+        reduced: the share of the pictures that are made use of, as there is no time for more.
     """
 
     fingerprint: str
@@ -125,7 +125,9 @@ class Plan:
             return self
         division = self.division.reduced(share)
         kept = [one for one in self.generated if one["of"] < len(division.good)]
-        return replace(self, division=division, generated=tuple(kept), reduced=round(share, 3))
+        fewer = replace(self, division=division, generated=tuple(kept))
+        used = (len(division.learned) + len(fewer.judged)) / pictures
+        return replace(fewer, reduced=round(used, 3))
 
     def is_there(self) -> bool:
         """Whether the generated defects are still where they were written."""

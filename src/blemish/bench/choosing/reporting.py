@@ -78,6 +78,11 @@ def verdict(found: Findings) -> str:
             f"Take {label}: these pictures show none that is better, and "
             f"{pluralize(len(alike), 'other')} that they do not tell from it."
         )
+    if found.advice.by_places:
+        return (
+            f"Take {label}: these pictures show none that is better, and of those that find as "
+            "many defects it shows best where they are."
+        )
     some = " of those that were measured" if found.failed or found.missing else ""
     best = "probably the best" if found.advice.doubtful else "the best"
     return f"Take {label}: it is {best}{some}."
@@ -111,7 +116,7 @@ def _chart(found: Findings) -> bytes | None:
             choices.append(
                 Choice(
                     label=one.candidate.label,
-                    cost=max(1000 * one.seconds, 1e-3),
+                    cost=max(one.row["efficiency"]["flops"] / 1e9, 1e-3),
                     value=figure.value,
                     low=figure.low,
                     high=figure.high,
@@ -119,7 +124,7 @@ def _chart(found: Findings) -> bytes | None:
                 )
             )
     what = "labelled" if labelled else "generated"
-    names = ("milliseconds a picture", f"AUROC by {what} defects")
+    names = ("GFLOP a picture", f"AUROC by {what} defects")
     return tradeoff(choices, names=names) if choices else None
 
 

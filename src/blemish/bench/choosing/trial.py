@@ -44,7 +44,7 @@ from blemish.methods import Method
 from blemish.metrics.regions import PixelMetrics
 from blemish.types import NORMAL, RESOLUTION, Failure, Prediction, Progress, Sample
 
-SCHEMA = 1
+SCHEMA = 2  # 1: without `places`
 GOOD, GENERATED, LABELLED = "good", "generated", "labelled"
 CHECKING_GOOD, CHECKING = "checking good", "checking"
 FEATURE_BYTES = 8 * 2**30  # that are kept between candidates, at most
@@ -105,7 +105,7 @@ def measured(order: Order, progress: Progress) -> dict[str, Any]:
         way=HERE if store is None else store.way(),
     )
     saved = 0.0 if store is None else len(store.found) * order.seconds_of_picture
-    scores, failures, pixels = _scored(detector, order.judged, store, progress)
+    scores, failures, pixels, places = _scored(detector, order.judged, store, progress)
     peak = peak_memory_mib()
     row = {
         **{"schema": SCHEMA, "status": OK, "scores": scores},
@@ -115,6 +115,7 @@ def measured(order: Order, progress: Progress) -> dict[str, Any]:
         "rate": None if detector.threshold is None else detector.threshold.rate,
         "calibration": calibration(detector),
         "aupro": pixels,
+        "places": places,
         "seconds_to_fit": round(detector.record.seconds + saved, 2),
         "fitted": len(detector.record.data.fitted),
         "nearly_same": detector.record.data.nearly_same,
@@ -148,12 +149,13 @@ def _scored(
     judged: Sequence[Mapping[str, Any]],
     store: _Kept | None,
     progress: Progress,
-) -> tuple[dict[str, float], list[dict[str, Any]], float | None]:
+) -> tuple[dict[str, float], list[dict[str, Any]], float | None, dict[str, dict[str, float]]]:
     """The scores by id, pictures that were learned from or that are broken left out; the broken
-    ones; and the AUPRO of the generated defects."""
+    ones; the AUPRO of the generated defects; and by id how many `regions` each of these has, and
+    their mean `overlap` (`PixelMetrics.overlaps`)."""
     scores: dict[str, float] = {}
     failures: list[dict[str, Any]] = []
-    pixels, known = PixelMetrics(), detector.learned
+    pixels, known, masked = PixelMetrics(), detector.learned, list[str]()
     samples = [Sample(path=Path(row["path"]), category=row["category"]) for row in judged]
     with _encoding(detector.method, store):
         for done, (row, found) in enumerate(
@@ -165,20 +167,25 @@ def _scored(
             elif found.digest not in known:
                 scores[row["id"]] = found.score
                 if row["role"] in (GOOD, GENERATED):
-                    _compare(pixels, found, row.get("mask"))
-    return scores, failures, pixels.compute().aupro
+                    masked += [row["id"]] * _compare(pixels, found, row.get("mask"))
+    places = {
+        one: {"regions": regions, "overlap": overlap}
+        for one, (regions, overlap) in zip(masked, pixels.overlaps(), strict=True)
+    }
+    return scores, failures, pixels.compute().aupro, places
 
 
-def _compare(pixels: PixelMetrics, found: Prediction, mask: str | None) -> None:
-    """One picture's map beside the mask of its defect, at 256×256."""
+def _compare(pixels: PixelMetrics, found: Prediction, mask: str | None) -> bool:
+    """One picture's map beside the mask of its defect, at 256×256; whether it has a defect."""
     size = (RESOLUTION, RESOLUTION)
     seen = cv2.resize(found.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
     if mask is None:
         pixels.add(seen, None)
-        return
+        return False
     marked = decode_mask(mask).astype(np.uint8)
     small = cv2.resize(marked, size, interpolation=cv2.INTER_AREA) > 0
     pixels.add(seen, small)
+    return bool(small.any())
 
 
 class _Kept:
