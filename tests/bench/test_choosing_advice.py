@@ -102,6 +102,14 @@ def test_of_equally_cheap_ones_the_best_is_taken() -> None:
     assert "about as much arithmetic" in taken(worse, better).reasons[-1]
 
 
+def test_what_is_best_and_needs_least_is_told_as_that() -> None:
+    best = row(0.968, 0.02)
+    found = taken(of("big", 0.0113, paired(best, 0.006, 0.005)), of("small", 0.0082, best))
+    assert (found.chosen, found.alike) == (1, (0,))
+    said = "small is best of these and needs least, 0.82 GFLOP a picture; big 1.13 GFLOP."
+    assert found.reasons[-1] == said
+
+
 def test_what_is_surely_better_is_taken_whatever_it_costs() -> None:
     same = row(0.80, 0.02)
     found = taken(of("slow", 0.05, same + 0.015), of("quick", 0.01, same))  # in every draw

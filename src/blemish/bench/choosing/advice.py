@@ -254,7 +254,13 @@ def _costs(contenders: Sequence[Contender], chosen: int, known: dict[int, Values
             f"Where time counts: {cheap.label} needs {_billions(cheap)} a picture, {mine.label} "
             f"{_billions(mine)}, and lies {_points(known[chosen][0] - known[low][0])} points below."
         )
-    if not said:
+    dear = max(others, key=lambda one: one.flops)
+    if not said and dear.flops > AS_LITTLE * mine.flops:
+        said.append(
+            f"{mine.label} is best of these and needs least, {_billions(mine)} a picture; "
+            f"{dear.label} {_billions(dear)}."
+        )
+    elif not said:
         said.append(f"They need about as much arithmetic; of these {mine.label} is best.")
     quick = min(others, key=lambda one: one.seconds)
     if AS_LITTLE * quick.seconds < mine.seconds and quick is not cheap:
