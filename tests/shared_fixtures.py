@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -34,6 +35,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # what torch and timm have made lives as long as the tests: no collection need look at it again
 gc.freeze()
+
+
+@pytest.fixture
+def decoder_threads() -> Callable[[], list[str]]:
+    """The names of the threads that decode pictures, without those that an interrupted test has
+    left to the garbage collector before.
+    """
+
+    def running() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name.startswith("blemish-decode")}
+
+    before = running()
+    return lambda: [each.name for each in running() - before]
 
 
 @cache

@@ -107,7 +107,9 @@ def package_with(
     file = folder / relative
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    (folder / Path(relative).parts[0] / "__init__.py").write_bytes(RAISES)
+    name = Path(relative).parts[0]
+    (folder / name / "__init__.py").write_bytes(RAISES)
+    monkeypatch.delitem(sys.modules, name, raising=False)  # which another test may have imported
     monkeypatch.syspath_prepend(str(folder))
 
 

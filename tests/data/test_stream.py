@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -31,13 +30,8 @@ def owners_of(batches: list[Batch]) -> list[int]:
     return torch.cat([batch.owners for batch in batches]).tolist()
 
 
-def decoder_threads() -> list[str]:
-    names = (thread.name for thread in threading.enumerate())
-    return [name for name in names if name.startswith("blemish-decode")]
-
-
 @pytest.mark.parametrize("ahead", [0, 1, 5, 100])
-def test_map_ahead_keeps_the_order(ahead: int) -> None:
+def test_map_ahead_keeps_the_order(decoder_threads: Callable[[], list[str]], ahead: int) -> None:
     def slow_at_first(item: int) -> int:
         time.sleep(0.01 if item % 4 == 0 else 0)
         return item * item
@@ -49,7 +43,9 @@ def test_map_ahead_keeps_the_order(ahead: int) -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_map_ahead_takes_no_more_than_it_says_and_loses_nothing(ahead: int) -> None:
+def test_map_ahead_takes_no_more_than_it_says_and_loses_nothing(
+    decoder_threads: Callable[[], list[str]], ahead: int
+) -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -68,7 +64,9 @@ def test_map_ahead_takes_no_more_than_it_says_and_loses_nothing(ahead: int) -> N
     assert decoder_threads() == []
 
 
-def test_map_ahead_passes_an_error_on_in_its_place_and_ends() -> None:
+def test_map_ahead_passes_an_error_on_in_its_place_and_ends(
+    decoder_threads: Callable[[], list[str]],
+) -> None:
     def fail(item: int) -> int:
         if item == 3:
             raise ValueError("the fourth")
@@ -81,7 +79,9 @@ def test_map_ahead_passes_an_error_on_in_its_place_and_ends() -> None:
     assert decoder_threads() == []
 
 
-def test_map_ahead_ends_when_nobody_asks_any_more() -> None:
+def test_map_ahead_ends_when_nobody_asks_any_more(
+    decoder_threads: Callable[[], list[str]],
+) -> None:
     started: list[int] = []
 
     def slow(item: int) -> int:
@@ -227,7 +227,10 @@ def test_names(source: Any, name: str) -> None:
     assert name_of(source, 3) == name
 
 
-def test_a_stream_that_is_left_early_leaves_no_thread(picture: Part) -> None:
+def test_a_stream_that_is_left_early_leaves_no_thread(
+    picture: Part,
+    decoder_threads: Callable[[], list[str]],
+) -> None:
     batches = iter(PictureStream([picture(seed) for seed in range(40)], PLAIN, batch_size=2))
     next(batches)
     batches.close()

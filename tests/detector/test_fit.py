@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -409,14 +409,16 @@ def test_progress_ends_with_the_pictures_that_could_be_read(
 
 
 @pytest.mark.parametrize("stage", ["remembering", "calibrating"])
-def test_an_interruption_leaves_no_thread_behind(stage: str, picture: Part, small: Any) -> None:
+def test_an_interruption_leaves_no_thread_behind(
+    stage: str, picture: Part, small: Any, decoder_threads: Callable[[], list[str]]
+) -> None:
     def interrupt(now: str, done: int, total: int) -> None:
         if now == stage:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         blemish.fit("knn", parts(picture, 40), batch_size=4, progress=interrupt, **small)
-    assert not any(each.name.startswith("blemish-decode") for each in threading.enumerate())
+    assert decoder_threads() == []
 
 
 @pytest.mark.parametrize("method", list(blemish.METHODS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,12 +52,6 @@ def folder(tmp_path: Path, picture: Part, write: Write) -> Path:
     whole = (tmp_path / "in" / "6.png").read_bytes()
     (tmp_path / "in" / "6.png").write_bytes(whole[: len(whole) // 2])
     return tmp_path / "in"
-
-
-def decoder_threads() -> list[str]:
-    return [
-        thread.name for thread in threading.enumerate() if thread.name.startswith("blemish-decode")
-    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
@@ -119,7 +112,9 @@ def test_nothing_to_predict(fitted: Fitted, tmp_path: Path) -> None:
         list(fitted().predict_many([tmp_path]))
 
 
-def test_predictions_come_as_they_are_asked_for(picture: Part, fitted: Fitted) -> None:
+def test_predictions_come_as_they_are_asked_for(
+    picture: Part, fitted: Fitted, decoder_threads: Callable[[], list[str]]
+) -> None:
     detector, batches = fitted(), []
 
     def counting(images: torch.Tensor, scores: Scores) -> Scores:
@@ -155,7 +150,11 @@ class Camera:
 
 @pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (2, 3), (None, 15)])
 def test_an_endless_source_is_consumed_as_far_as_needed(
-    picture: Part, fitted: Fitted, batch_size: int | None, most: int
+    picture: Part,
+    fitted: Fitted,
+    decoder_threads: Callable[[], list[str]],
+    batch_size: int | None,
+    most: int,
 ) -> None:
     camera, detector = Camera(picture), fitted()
     frames = camera.frames()

@@ -17,6 +17,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from blemish.data.ahead import load_picture
 from blemish.data.pictures import Pictures, good_pictures, labelled_defects
@@ -173,10 +174,14 @@ def recalibrate(
     by = checked(group_by, paths)
     names = detector.categories
     rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
-    categories = check_enough(detector, pictures, rate)
-    if by is not None:
+    if by is None:
+        categories = check_enough(detector, pictures, rate)
+    else:
+        categories = _categories(pictures, names)
         whole, _ = grouped(paths, by)
-        calibrate(np.zeros(len(whole)), rate, method=_SPLIT, required=True, of="part")
+        few = len(whole) < pictures_needed(rate)
+        if few and not _looked_at(detector, pictures.sources).known:
+            calibrate(np.zeros(len(whole)), rate, method=_SPLIT, required=True, of="part")
     if smallest_region is None:
         smallest_region = detector.smallest_region
     pass_ = new_scores(detector, pictures.sources, categories, smallest_region, progress)
@@ -212,9 +217,10 @@ def check_enough(detector: Detector, pictures: Pictures, rate: float) -> list[st
         few.
     """
     categories = _categories(pictures, detector.categories)
-    new, copies = _new(detector, pictures.sources, pictures_needed(rate))
-    _check_left(new)
-    calibrate(np.zeros(new), rate, method=_SPLIT, required=True, remark=_remark(copies))
+    seen = _looked_at(detector, pictures.sources, pictures_needed(rate))
+    _check_left(seen.new)
+    remark = _remark(seen.copies)
+    calibrate(np.zeros(seen.new), rate, method=_SPLIT, required=True, remark=remark)
     return categories
 
 
@@ -225,28 +231,40 @@ def _check_left(pictures: int) -> None:
         )
 
 
-def _new(detector: Detector, sources: Sequence[Any], enough: int) -> tuple[int, int]:
-    """How many of the pictures count, up to `enough` of them, and how many copies are among these.
-
-    Only files are looked at, and whole ones: other sources may be read once alone, and what is cut
-    into tiles may be too large to be decoded at once. They count.
+@dataclass(frozen=True)
+class _Looked:
+    """What of some pictures is told without scoring them: how many are `new`, how many `copies`
+    there are of these, and how many are `known`, as they were learned from.
     """
-    preprocessing, known = detector.preprocessing, detector.learned
+
+    new: int
+    copies: int
+    known: int
+
+
+def _looked_at(detector: Detector, sources: Sequence[Any], enough: int | None = None) -> _Looked:
+    """At all that there are, or until `enough` new ones are found.
+
+    Not at what is read once alone (streams), nor at what is cut into tiles, which may be too large
+    to be decoded at once: these are new.
+    """
+    preprocessing, learned = detector.preprocessing, detector.learned
     window, cut = preprocessing.decode_window(), preprocessing.tiling is not None
     found: set[str] = set()
-    copies = 0
+    copies = known = 0
     for index, source in enumerate(sources):
-        if len(found) >= enough:
+        if len(found) == enough:
             break
-        if cut or not isinstance(source, (str, PathLike)):
+        if cut or not isinstance(source, (str, PathLike, np.ndarray, Image)):
             found.add(f"source {index}")
             continue
         picture = load_picture(source, index, window)
-        if isinstance(picture, Failure) or picture.digest in known:
+        if isinstance(picture, Failure):
             continue
+        known += picture.digest in learned
         copies += picture.digest in found
-        found.add(picture.digest)
-    return len(found), copies
+        found |= {picture.digest} - learned
+    return _Looked(len(found), copies, known)
 
 
 def _categories(pictures: Pictures, names: Sequence[str]) -> list[str]:
@@ -305,9 +323,9 @@ def recalibrate_on_defects(
     """
     defects = labelled_defects(anomalies)
     none = [""] * len(defects.sources)
-    new, _ = _new(detector, defects.sources, pictures_needed(miss_rate))
-    if new:
-        for_misses(np.zeros(new), miss_rate)  # too few are told before they are scored
+    seen = _looked_at(detector, defects.sources, pictures_needed(miss_rate))
+    if seen.new:
+        for_misses(np.zeros(seen.new), miss_rate)  # too few are told before they are scored
     pass_ = new_scores(detector, defects.sources, none, 0.0, progress)
     if not pass_.counted:
         raise DataError("no labelled defect is left: all were learned from or could not be read")
